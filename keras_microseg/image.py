@@ -1,0 +1,170 @@
+"""`Image`: pixels together with their axes, pixel size and origin. What array modules pass to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_microseg.checks import UserError, check_choice
+
+METRES = {"pm": 1e-12, "angstrom": 1e-10, "nm": 1e-9, "um": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0, "inch": 0.0254}
+_ALIASES = {
+    "µm": "um", "μm": "um", "micron": "um", "microns": "um", "micrometer": "um", "micrometre": "um",
+    "\\u00b5m": "um", "nanometer": "nm", "nanometre": "nm", "picometer": "pm", "millimeter": "mm",
+    "å": "angstrom", "a": "angstrom", "ångström": "angstrom", "ang": "angstrom", "in": "inch", "meter": "m",
+    "metre": "m", "centimeter": "cm",
+}  # fmt: skip
+
+
+def normalize_unit(unit: str) -> str:
+    """Length unit in the spelling used everywhere here (`um`, `nm`, ...); `UserError` when it is not a length."""
+    text = str(unit).strip().rstrip(".")
+    for candidate in (text, text.lower()):
+        name = _ALIASES.get(candidate, candidate)
+        if name in METRES:
+            return name
+    raise UserError(f"Unknown length unit {unit!r}. Use one of {', '.join(METRES)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelSize:
+    """Edge length of a pixel (voxel) along each spatial axis.
+
+    Attributes:
+        size: one positive float per spatial axis, in the order of the axes ((y, x) or (z, y, x)).
+        unit: length unit, one of `METRES`.
+        source: where the number comes from, in words ("ZEISS tag 34118, ap_image_pixel_size", "user").
+    """
+
+    size: tuple[float, ...]
+    unit: str
+    source: str = "user"
+
+    def __post_init__(self) -> None:
+        sizes = tuple(float(value) for value in np.atleast_1d(self.size))
+        if not sizes or not all(np.isfinite(value) and value > 0 for value in sizes):
+            raise UserError(f"`pixel_size` must be positive and finite. Received: {self.size!r}")
+        object.__setattr__(self, "size", sizes)
+        object.__setattr__(self, "unit", normalize_unit(self.unit))
+
+    @classmethod
+    def parse(cls, text: str | float | Sequence[float] | PixelSize, ndim: int = 2, unit: str | None = None) -> PixelSize:
+        """Read `"1.2nm"`, `"1.2 x 1.3 um"`, or numbers with `unit`.
+
+        Args:
+            text: length with unit, several lengths separated by `x` or `,` (y before x), numbers, or a `PixelSize`.
+            ndim: number of spatial axes; a single length is used for all.
+            unit: unit of plain numbers.
+        """
+        if isinstance(text, PixelSize):
+            return text
+        if isinstance(text, str):
+            match = re.fullmatch(r"\s*([-+0-9.eE]+(?:\s*[x,*]\s*[-+0-9.eE]+)*)\s*([^\s\d.,]*)\s*", text)
+            if not match or not (match[2] or unit):
+                raise UserError(f"Cannot read the pixel size {text!r}. Write a number and a unit, for example 1.2nm.")
+            try:
+                values = [float(part) for part in re.split(r"[x,*]", match[1])]
+            except ValueError:
+                raise UserError(f"Cannot read the pixel size {text!r}. Write for example 1.2nm.") from None
+            unit = match[2] or unit
+        else:
+            values = [float(value) for value in np.atleast_1d(text)]
+        if unit is None:
+            raise UserError(f"`pixel_size` needs a unit, for example '1.2nm'. Received: pixel_size={text!r}")
+        if len(values) == 1:
+            values *= ndim
+        if len(values) != ndim:
+            raise UserError(f"`pixel_size` needs 1 or {ndim} numbers. Received: pixel_size={text!r}")
+        return cls(tuple(values), unit, "user")
+
+    def to(self, unit: str) -> PixelSize:
+        """The same size in another unit."""
+        unit = normalize_unit(unit)
+        factor = METRES[self.unit] / METRES[unit]
+        return dataclasses.replace(self, size=tuple(value * factor for value in self.size), unit=unit)
+
+    @property
+    def is_square(self) -> bool:
+        """True when all axes agree to 0.1 %."""
+        return max(self.size) <= min(self.size) * 1.001
+
+    @property
+    def mean(self) -> float:
+        """Geometric mean over the axes, in `unit`."""
+        return float(np.exp(np.mean(np.log(self.size))))
+
+    def scaled(self, factor: float | Sequence[float]) -> PixelSize:
+        """Pixel size after the image was enlarged by `factor` (per axis or one for all)."""
+        factors = np.broadcast_to(factor, len(self.size))
+        return dataclasses.replace(self, size=tuple(s / f for s, f in zip(self.size, factors, strict=True)))
+
+    def __str__(self) -> str:
+        numbers = " x ".join(f"{value:.5g}" for value in (self.size[:1] if self.is_square else self.size))
+        return f"{numbers} {self.unit}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """Pixels with meaning.
+
+    Attributes:
+        data: array or lazy array (`shape`, `dtype`, `__getitem__` with slices returning NumPy).
+        axes: one letter per array axis out of `T Z Y X C`, for example `"YX"`, `"YXC"`, `"ZYX"`.
+        pixel_size: edge lengths of the spatial axes, or None when unknown.
+        path: file it came from, or None.
+        origin: index of the first pixel in the file, per spatial axis (not 0 when a crop was read).
+        metadata: further facts of the file (vendor, detector, warnings), plain JSON values.
+    """
+
+    data: Any
+    axes: str
+    pixel_size: PixelSize | None = None
+    path: str | None = None
+    origin: tuple[int, ...] = ()
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != len(self.data.shape):
+            raise UserError(f"`axes` must name every axis. Received: axes={self.axes!r} for shape {self.data.shape}")
+        for letter in self.axes:
+            check_choice("axes", letter, "TZYXC")
+        if not self.origin:
+            object.__setattr__(self, "origin", (0,) * len(self.spatial_axes))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.data.dtype)
+
+    @property
+    def spatial_axes(self) -> str:
+        """The axes that are lengths, in array order: `"YX"` or `"ZYX"`."""
+        return "".join(letter for letter in self.axes if letter in "ZYX")
+
+    @property
+    def spatial_shape(self) -> tuple[int, ...]:
+        return tuple(n for n, letter in zip(self.shape, self.axes, strict=True) if letter in "ZYX")
+
+    @property
+    def name(self) -> str:
+        """File name for messages, or `"image"`."""
+        return "image" if self.path is None else re.split(r"[\\/]", self.path)[-1]
+
+    def read(self, window: tuple[slice, ...] | None = None) -> np.ndarray:
+        """Pixels of `window` (one slice per spatial axis; None = all), with all other axes whole, as NumPy."""
+        if window is None:
+            return np.asarray(self.data[...])
+        slices = iter(window)
+        index = tuple(next(slices) if letter in "ZYX" else slice(None) for letter in self.axes)
+        return np.asarray(self.data[index])
+
+    def with_data(self, data: Any, axes: str | None = None) -> Image:
+        """The same facts about other pixels."""
+        return dataclasses.replace(self, data=data, axes=axes or self.axes)
