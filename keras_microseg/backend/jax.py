@@ -1,0 +1,176 @@
+"""The port on JAX. `keras_microseg.backend` documents the names.
+
+A stateful step becomes a pure function by tracing it inside a `keras.StatelessScope` seeded with every variable it may
+read or change; a variable that was not listed is an error, because its value would be frozen into the compiled code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
+from keras_microseg.checks import UserError, check_choice, check_number
+
+logger = logging.getLogger(__name__)
+
+COPIES_LAYOUT = False
+fused_batch_norm = None
+upsample_nearest = None
+
+
+def configure_device(*, device: str | None = None, threads: int | None = None, deterministic: bool = False) -> str:
+    """Set device, CPU threads and kernels; see `keras_microseg.backend`."""
+    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32
+    if threads is not None:
+        # XLA sizes its thread pool by NPROC when the first array is made.
+        os.environ["NPROC"] = str(check_number("threads", threads, minimum=1, integer=True))
+    if deterministic and "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+    if device is not None:
+        check_choice("device", device, ("cpu", "gpu"))
+        try:
+            jax.config.update("jax_default_device", jax.devices(device)[0])
+        except RuntimeError as error:
+            raise UserError(
+                f"device={device!r}: JAX finds no such device. Use device='cpu', or install a build with CUDA."
+            ) from error
+    used = jax.config.jax_default_device or jax.devices()[0]
+    if used.platform != "cpu":
+        return f"GPU {used.device_kind}"
+    return f"CPU, {os.environ.get('NPROC', os.cpu_count())} threads"
+
+
+class _ClosedScope(keras.StatelessScope):
+    """A stateless scope that knows its variables, and refuses others; inside another one it starts from that."""
+
+    def __init__(self, variables: Sequence, values: Sequence, outer: keras.StatelessScope | None = None):
+        super().__init__(list(zip(variables, values, strict=True)))
+        self._outer = outer
+        self.variables = list(variables)
+        self._listed = set(self.state_mapping)
+
+    def get_current_value(self, variable: Any) -> Any:
+        value = super().get_current_value(variable)
+        if value is None and self._outer is not None:
+            return self._outer.get_current_value(variable)
+        if value is None:
+            raise ValueError(
+                f"The step uses the variable {variable.path!r}, which is not in its list: pass it to `variables` of "
+                "`compile_step` (or `state` of `value_and_grad`)."
+            )
+        return value
+
+    def add_update(self, update: tuple) -> None:
+        variable, _ = update
+        if id(variable) not in self._listed:
+            raise ValueError(
+                f"The step changes the variable {variable.path!r}, which is not in its list: pass it to `variables` "
+                "of `compile_step` (or `state` of `value_and_grad`)."
+            )
+        super().add_update(update)
+
+    def values(self, variables: Sequence) -> list:
+        return [self.state_mapping[id(variable)] for variable in variables]
+
+
+def value_and_grad(loss_fn: Callable[[], Any], variables: Sequence, state: Sequence = ()) -> tuple[Any, list]:
+    """Value of `loss_fn()` and the gradients of its loss; see `keras_microseg.backend`."""
+    variables = list(variables)
+    state = _without(_listed(state), variables)
+
+    def pure(trained: list, others: list) -> tuple[Any, tuple]:
+        scope = _scope(variables + state, trained + others)
+        with scope:
+            value = loss_fn()
+        loss = value[0] if isinstance(value, tuple) else value
+        return loss, (value, scope.values(state))
+
+    differentiate = jax.value_and_grad(pure, has_aux=True)
+    (_, (value, updates)), gradients = differentiate(_values(variables), _values(state))
+    _assign(state, updates)
+    return value, gradients
+
+
+def apply_gradients(optimizer: keras.optimizers.Optimizer, gradients: Sequence, variables: Sequence) -> None:
+    """One optimizer update; see `keras_microseg.backend`."""
+    optimizer.apply(list(gradients), list(variables))
+
+
+def input_gradient(fn: Callable, x: Any) -> jax.Array:
+    """Differentiable d sum(fn(x)) / dx; see `keras_microseg.backend`."""
+    state = _listed(())
+
+    def total(x: jax.Array, values: list) -> tuple[Any, list]:
+        scope = _scope(state, values)
+        with scope:
+            y = fn(x)
+        return y.sum(), scope.values(state)
+
+    gradient, updates = jax.grad(total, has_aux=True)(keras.ops.convert_to_tensor(x), _values(state))
+    _assign(state, updates)
+    return gradient
+
+
+def compile_step(fn: Callable, variables: Sequence) -> Callable:
+    """`fn` jitted, with donated state; see `keras_microseg.backend`."""
+    variables = _without(variables, ())
+
+    def pure(values: list, *arrays: Any) -> tuple[Any, list]:
+        with _ClosedScope(variables, values) as scope:
+            outputs = fn(*arrays)
+        return outputs, scope.values(variables)
+
+    compiled = jax.jit(pure, donate_argnums=0)
+
+    def step(*arrays: Any) -> Any:
+        outputs, updates = compiled([variable.value for variable in variables], *arrays)
+        _assign(variables, updates)
+        return outputs
+
+    return step
+
+
+def compile_predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """NumPy-to-NumPy inference, jitted, weights passed as arguments; see `keras_microseg.backend`."""
+
+    @jax.jit
+    def forward(trainable: list, others: list, x: Any) -> Any:
+        return model.stateless_call(trainable, others, x, training=False)[0]
+
+    def predict(array: np.ndarray) -> np.ndarray:
+        outputs = forward(_values(model.trainable_variables), _values(model.non_trainable_variables), array)
+        return keras.tree.map_structure(np.asarray, outputs)
+
+    return predict
+
+
+def _scope(variables: Sequence, values: Sequence) -> keras.StatelessScope:
+    return _ClosedScope(variables, values, outer=get_stateless_scope())
+
+
+def _listed(state: Sequence) -> list:
+    """Variables that a loss may change: those given, and in a compiled step all of its list."""
+    scope = get_stateless_scope()
+    return _without(state, ()) + _without(getattr(scope, "variables", []), state)
+
+
+def _without(variables: Sequence, excluded: Sequence) -> list:
+    """`variables` in order, each once, without those of `excluded`."""
+    seen = {id(variable) for variable in excluded}
+    return [v for v in variables if not (id(v) in seen or seen.add(id(v)))]
+
+
+def _values(variables: Sequence) -> list:
+    return [variable.value for variable in variables]
+
+
+def _assign(variables: Sequence, values: Sequence) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

@@ -1,0 +1,117 @@
+"""The port on PyTorch. `keras_microseg.backend` documents the names."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from keras.src.backend.torch import core
+
+from keras_microseg.checks import UserError, check_choice, check_number
+
+logger = logging.getLogger(__name__)
+
+COPIES_LAYOUT = True
+
+
+def configure_device(*, device: str | None = None, threads: int | None = None, deterministic: bool = False) -> str:
+    """Set device, CPU threads and kernels; see `keras_microseg.backend`."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    if device is not None:
+        check_choice("device", device, ("cpu", "gpu"))
+        if device == "gpu" and not torch.cuda.is_available():
+            raise UserError("device='gpu': PyTorch finds no GPU. Use device='cpu', or install a build with CUDA.")
+        core.DEFAULT_DEVICE = {"cpu": "cpu", "gpu": "cuda"}[device]  # keras reads KERAS_TORCH_DEVICE only at its import
+    if threads is not None:
+        torch.set_num_threads(check_number("threads", threads, minimum=1, integer=True))
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    if device != "cpu" and torch.cuda.is_available():
+        return f"GPU {torch.cuda.get_device_name()}"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def value_and_grad(loss_fn: Callable[[], Any], variables: Sequence, state: Sequence = ()) -> tuple[Any, list]:
+    """Value of `loss_fn()` and the gradients of its loss; see `keras_microseg.backend`."""
+    value = loss_fn()
+    loss = value[0] if isinstance(value, tuple) else value
+    tensors = [variable.value for variable in variables]
+    gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
+    gradients = [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, gradients, strict=True)]
+    return _detach(value), gradients
+
+
+def apply_gradients(optimizer: keras.optimizers.Optimizer, gradients: Sequence, variables: Sequence) -> None:
+    """One optimizer update; see `keras_microseg.backend`."""
+    with torch.no_grad():
+        optimizer.apply(list(gradients), list(variables))
+
+
+def input_gradient(fn: Callable, x: Any) -> torch.Tensor:
+    """Differentiable d sum(fn(x)) / dx; see `keras_microseg.backend`."""
+    x = keras.ops.convert_to_tensor(x).detach().requires_grad_(True)
+    with torch.enable_grad():
+        return torch.autograd.grad(fn(x).sum(), x, create_graph=True)[0]
+
+
+def compile_step(fn: Callable, variables: Sequence) -> Callable:
+    """`fn` on tensors, its outputs cut off from the graph; see `keras_microseg.backend`."""
+
+    def step(*arrays: Any) -> Any:
+        return _detach(fn(*(keras.ops.convert_to_tensor(array) for array in arrays)))
+
+    return step
+
+
+def compile_predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """NumPy-to-NumPy inference without a graph; see `keras_microseg.backend`."""
+
+    def predict(array: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            outputs = model(keras.ops.convert_to_tensor(array), training=False)
+        return keras.tree.map_structure(lambda tensor: tensor.cpu().numpy(), outputs)
+
+    return predict
+
+
+def fused_batch_norm(
+    x: torch.Tensor, gamma: Any, beta: Any, epsilon: float, mean: Any = None, variance: Any = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normalize (..., C) in one kernel; see `keras_microseg.backend`.
+
+    The kernel keeps its statistics in float32 also for float16 and bfloat16 inputs. It reports those of the batch as
+    running statistics of momentum 1, whose variance is the unbiased one: n / (n - 1) times what Keras keeps.
+    """
+    channels = x.shape[-1]
+    training = mean is None
+    mean = torch.zeros(channels, dtype=torch.float32, device=x.device) if training else _tensor(mean)
+    variance = torch.zeros_like(mean) if training else _tensor(variance)
+    y = torch.nn.functional.batch_norm(
+        x.movedim(-1, 1), mean, variance, _tensor(gamma), _tensor(beta), training, momentum=1.0, eps=epsilon
+    )
+    if training:
+        count = x.numel() // channels
+        variance = variance * ((count - 1) / count)
+    return y.movedim(1, -1), mean, variance
+
+
+def upsample_nearest(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Repeat pixels; see `keras_microseg.backend`."""
+    factors = [float(factor) for factor in size]
+    return torch.nn.functional.interpolate(x.movedim(-1, 1), scale_factor=factors, mode="nearest").movedim(1, -1)
+
+
+def _tensor(value: Any) -> Any:
+    return value.value if isinstance(value, keras.Variable) else value
+
+
+def _detach(value: Any) -> Any:
+    return keras.tree.map_structure(lambda v: v.detach() if isinstance(v, torch.Tensor) else v, value)

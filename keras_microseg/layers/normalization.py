@@ -1,0 +1,48 @@
+"""Batch normalization through the fused kernel of the framework."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_microseg import backend
+
+
+@keras.saving.register_keras_serializable(package="keras_microseg")
+class BatchNorm(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`, computed by the framework's fused kernel where that is faster (PyTorch).
+
+    Arguments, weights and results are those of the stock layer: the running variance is the biased one on every
+    backend (PyTorch's own layer keeps the unbiased), and float16 or bfloat16 inputs are normalized in float32.
+    Masked inputs, batch renormalization and synchronized statistics take the stock path.
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        fused = backend.fused_batch_norm
+        special = mask is not None or self.renorm or self.synchronized
+        if fused is None or special or not self._is_last_axis(inputs) or _is_symbolic(inputs):
+            return super().call(inputs, training=training, mask=mask)
+        learns = training and self.trainable
+        if learns and math.prod(inputs.shape[:-1]) == 1:
+            return super().call(inputs, training=training)  # the kernel refuses a single value per channel
+        gamma = self.gamma if self.scale else None
+        beta = self.beta if self.center else None
+        if learns:
+            outputs, mean, variance = fused(inputs, gamma, beta, self.epsilon)
+            keep = self.momentum
+            self.moving_mean.assign(self.moving_mean * keep + mean * (1.0 - keep))
+            self.moving_variance.assign(self.moving_variance * keep + variance * (1.0 - keep))
+        else:
+            outputs, _, _ = fused(inputs, gamma, beta, self.epsilon, self.moving_mean, self.moving_variance)
+        return ops.cast(outputs, self.compute_dtype)
+
+    def _is_last_axis(self, inputs: Any) -> bool:
+        rank = len(inputs.shape)
+        return rank in (2, 3, 4, 5) and self.axis in (-1, rank - 1)
+
+
+def _is_symbolic(inputs: Any) -> bool:
+    return isinstance(inputs, keras.KerasTensor) or getattr(getattr(inputs, "device", None), "type", "") == "meta"
