@@ -1,0 +1,74 @@
+"""Shared by all tests: which part of the suite runs, the backend, the place of real data."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORK_PACKAGES = ("keras", "jax", "torch", "tensorflow")
+NETWORK_IMPORT = re.compile(
+    r"^(?:import keras\b|from keras(?:\.\S+)? import|import harness|from harness import"
+    r"|from keras_microseg(?:\.(?:backend|layers|losses|models|training|data|inference))(?:\.\S+)? import"
+    r"|from keras_microseg import .*\b(?:backend|layers|losses|models|training|data|inference)\b"
+    r"|import keras_microseg\.(?:backend|layers|losses|models|training|data|inference))",
+    re.MULTILINE,
+)
+ARRAYS_ONLY = os.environ.get("MICROSEG_ARRAYS_ONLY") == "1"
+
+
+class _WithoutNetworks(importlib.machinery.PathFinder):
+    """Finds every module but keras and the frameworks, as on a machine where they are not installed."""
+
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        if fullname.partition(".")[0] in NETWORK_PACKAGES:
+            return None
+        return super().find_spec(fullname, path, target)
+
+
+if ARRAYS_ONLY:
+    sys.meta_path = [
+        _WithoutNetworks if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path
+    ]
+HAS_KERAS = importlib.util.find_spec("keras") is not None
+if HAS_KERAS:
+    from keras_microseg import backend
+
+    backend.select()
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Without keras, leave out the test modules that import it."""
+    if not HAS_KERAS and collection_path.suffix == ".py" and collection_path.name.startswith("test_"):
+        if NETWORK_IMPORT.search(collection_path.read_text(encoding="utf-8")):
+            return True
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without keras, skip the single tests marked `network`."""
+    if HAS_KERAS:
+        return
+    for item in items:
+        if item.get_closest_marker("network"):
+            item.add_marker(pytest.mark.skip(reason="needs keras and a backend"))
+
+
+def pytest_report_header() -> str:
+    return f"keras_microseg on {os.environ.get('KERAS_BACKEND') if HAS_KERAS else 'arrays only, without keras'}"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real images: MICROSEG_DATA, else ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("MICROSEG_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}; set MICROSEG_DATA")
+    return folder
