@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,9 @@ class PixelSize:
         object.__setattr__(self, "unit", normalize_unit(self.unit))
 
     @classmethod
-    def parse(cls, text: str | float | Sequence[float] | PixelSize, ndim: int = 2, unit: str | None = None) -> PixelSize:
+    def parse(
+        cls, text: str | float | Sequence[float] | PixelSize, ndim: int = 2, unit: str | None = None
+    ) -> PixelSize:
         """Read `"1.2nm"`, `"1.2 x 1.3 um"`, or numbers with `unit`.
 
         Args:
@@ -105,6 +107,114 @@ class PixelSize:
     def __str__(self) -> str:
         numbers = " x ".join(f"{value:.5g}" for value in (self.size[:1] if self.is_square else self.size))
         return f"{numbers} {self.unit}"
+
+
+class LazyArray:
+    """Array whose pixels are read when asked for: `shape`, `dtype` and `[...]` with integers and slices.
+
+    A subclass sets `shape` and `dtype` and writes `read_block`.
+
+    Attributes:
+        shape: length of every axis.
+        dtype: NumPy data type in native byte order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
+        """Pixels of `block`: one slice per axis, with `0 <= start <= stop <= length` and no step."""
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        block, rest = split_index(index, self.shape)
+        return self.read_block(block)[rest]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype=dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
+
+
+def split_index(index: Any, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[Any, ...]]:
+    """Split a basic index into the smallest block that holds it and the index into that block.
+
+    Args:
+        index: integers, slices (any step) and at most one `...`; fewer entries than axes are filled with `:`.
+        shape: length of every axis.
+
+    Returns:
+        `(block, rest)` with `array[index] == array[block][rest]`; `block` has one slice without step per axis.
+
+    Raises:
+        IndexError: out of range, too many entries, or an index that is not an integer or slice.
+    """
+    entries = list(index) if isinstance(index, tuple) else [index]
+    gaps = [i for i, entry in enumerate(entries) if entry is Ellipsis]
+    if len(gaps) > 1 or len(entries) - len(gaps) > len(shape):
+        raise IndexError(f"too many indices for {len(shape)} axes. Received: {index!r}")
+    position = gaps[0] if gaps else len(entries)
+    fill = [slice(None)] * (len(shape) - len(entries) + len(gaps))
+    entries[position : position + len(gaps)] = fill
+    block, rest = [], []
+    for entry, length in zip(entries, shape, strict=True):
+        if isinstance(entry, slice):
+            taken = range(*entry.indices(length))
+            low, high = (min(taken[0], taken[-1]), max(taken[0], taken[-1]) + 1) if len(taken) else (0, 0)
+            block.append(slice(low, high))
+            if len(taken) and taken.step < 0:
+                rest.append(slice(None, None, taken.step))
+            else:
+                rest.append(slice(0, high - low, taken.step))
+        elif isinstance(entry, (int, np.integer)) and not isinstance(entry, bool):
+            if not -length <= entry < length:
+                raise IndexError(f"index {entry} is out of range for an axis of length {length}.")
+            start = int(entry) % length
+            block.append(slice(start, start + 1))
+            rest.append(0)
+        else:
+            raise IndexError(f"only integers, slices and ... are allowed. Received: {index!r}")
+    return tuple(block), tuple(rest)
+
+
+class LazyView(LazyArray):
+    """A block of another array, still unread.
+
+    Args:
+        source: array or lazy array.
+        block: one slice per axis of `source`, without step.
+        keep: axes of `source` that stay; the others must have length 1 in `block`.
+    """
+
+    def __init__(self, source: Any, block: tuple[slice, ...], keep: Sequence[int] | None = None):
+        self.source = source
+        self.block = split_index(block, source.shape)[0]
+        self.keep = tuple(range(len(source.shape)) if keep is None else keep)
+        self.shape = tuple(self.block[axis].stop - self.block[axis].start for axis in self.keep)
+        self.dtype = np.dtype(source.dtype)
+
+    def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
+        index: list[Any] = [taken.start for taken in self.block]
+        for axis, wanted in zip(self.keep, block, strict=True):
+            start = self.block[axis].start
+            index[axis] = slice(start + wanted.start, start + wanted.stop)
+        return np.asarray(self.source[tuple(index)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,3 +278,46 @@ class Image:
     def with_data(self, data: Any, axes: str | None = None) -> Image:
         """The same facts about other pixels."""
         return dataclasses.replace(self, data=data, axes=axes or self.axes)
+
+    def crop(self, window: Sequence[slice]) -> Image:
+        """The part inside `window` (one slice per spatial axis, no step), unread; `origin` tells where it began."""
+        slices = list(window)
+        if len(slices) != len(self.spatial_axes) or any(part.step not in (None, 1) for part in slices):
+            raise UserError(f"`window` needs one slice per axis of {self.spatial_axes!r}. Received: window={window!r}")
+        parts = iter(slices)
+        index = tuple(next(parts) if letter in "ZYX" else slice(None) for letter in self.axes)
+        view = LazyView(self.data, index)
+        starts = [b.start for b, letter in zip(view.block, self.axes, strict=True) if letter in "ZYX"]
+        if 0 in view.shape:
+            raise UserError(f"{self.name}: nothing is left inside window={window!r} of shape {self.spatial_shape}.")
+        origin = tuple(old + new for old, new in zip(self.origin, starts, strict=True))
+        return dataclasses.replace(self, data=view, origin=origin)
+
+    def planes(self) -> Iterator[Image]:
+        """The single `YX` (or `YXC`) images of a stack, unread, first axis slowest; a 2-D image gives itself.
+
+        The pixel size of a plane is that of y and x. `metadata["plane"]` holds the indices along the other axes.
+        """
+        stacked = [i for i, letter in enumerate(self.axes) if letter in "TZ"]
+        if not stacked:
+            yield self
+            return
+        keep = [i for i in range(len(self.axes)) if i not in stacked]
+        size = self.pixel_size
+        if size is not None:
+            size = dataclasses.replace(size, size=size.size[-2:])
+        elif "pixel_size_yx" in self.metadata:
+            size = PixelSize(**self.metadata["pixel_size_yx"])
+        for indices in np.ndindex(*(self.shape[i] for i in stacked)):
+            block = [slice(None)] * len(self.axes)
+            for axis, index in zip(stacked, indices, strict=True):
+                block[axis] = slice(index, index + 1)
+            facts = {**self.metadata, "plane": [int(i) for i in indices]}
+            yield Image(
+                LazyView(self.data, tuple(block), keep),
+                "".join(self.axes[i] for i in keep),
+                size,
+                self.path,
+                self.origin[-2:],
+                facts,
+            )

@@ -1,0 +1,25 @@
+"""Image access: lazy reading with pixel size, label images, tables, and writing that leaves nothing half-written.
+
+Readers of single formats are imported when a file needs them; this package itself loads in milliseconds.
+"""
+
+from keras_microseg.io.files import atomic_path, find_images, natural_key, write_errors
+from keras_microseg.io.images import guess_axes, open_image, read_grey, write_image
+from keras_microseg.io.info_bar import find_info_bar
+from keras_microseg.io.labels import read_labels, write_labels
+from keras_microseg.io.tables import write_table
+
+__all__ = [
+    "atomic_path",
+    "find_images",
+    "find_info_bar",
+    "guess_axes",
+    "natural_key",
+    "open_image",
+    "read_grey",
+    "read_labels",
+    "write_errors",
+    "write_image",
+    "write_labels",
+    "write_table",
+]

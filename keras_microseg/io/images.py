@@ -1,0 +1,579 @@
+"""Opening images of many formats lazily, and writing them.
+
+The format is known from the first bytes, not from the name. Pixels keep their stored type (8 to 64 bits, integer or
+float); nothing is scaled. Axes come out as `T Z Y X C`, channels last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_microseg.checks import FileError, UserError, check_number
+from keras_microseg.image import Image, LazyArray, PixelSize, normalize_unit
+from keras_microseg.io import files, metadata, sources
+
+RARE_COLOUR = 0.01
+"""Largest share of pixels that may use coloured entries of a grey palette (marks drawn by the microscope)."""
+
+_SIGNATURES = {
+    b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF", b"\x89HDF\r\n\x1a\n": "HDF5", b"\x93NUMPY": "NumPy",
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Opened:
+    """What a format's reader finds: pixels, their axes and the headers."""
+
+    data: LazyArray
+    axes: str
+    found: metadata.HeaderFacts
+    palette: np.ndarray | None = None
+    white_is_zero: bool = False
+
+
+def open_image(
+    path: str | os.PathLike,
+    *,
+    series: int = 0,
+    dataset: str | None = None,
+    pixel_size: PixelSize | str | Sequence[float] | None = None,
+    axes: str | None = None,
+    raw_palette: bool = False,
+) -> Image:
+    """Open an image without reading its pixels.
+
+    TIFF (8/16/32/64-bit integer and float, palette, RGB(A), tiled, multi-page, BigTIFF, ImageJ, OME), HDF5, Zarr
+    (OME-Zarr), `.npy`: read by window. PNG, JPEG, BMP, GIF: decoded whole at the first read.
+
+    A palette that is a grey ramp gives the stored index as grey value; entries of another colour that hardly any pixel
+    uses (marks drawn by the microscope) become their mean. Other grey palettes give their grey value, colour palettes
+    RGB. Grey values stored with 0 as white are inverted.
+
+    Args:
+        path: the file, or the folder of a Zarr array.
+        series: which series of a TIFF.
+        dataset: name of the array inside an HDF5 file or a Zarr group; needed when there are several.
+        pixel_size: size to use instead of what the header says, for example `"1.2nm"`.
+        axes: one letter per stored axis (out of `TZYXC`) instead of what the header says or the shape suggests.
+        raw_palette: give the stored indices of a palette (label images).
+
+    Returns:
+        An `Image` with lazy data; `metadata` holds `format`, instrument facts and `warnings`.
+
+    Raises:
+        FileError: missing, unreadable, truncated or of an unknown format.
+    """
+    path = Path(path)
+    kind = _kind_of(path)
+    with sources.reading(path):
+        opened = _OPENERS[kind](str(path), series=series, dataset=dataset)
+        if axes is not None:
+            if sorted(set(axes)) != sorted(axes) or len(axes) != len(opened.axes) or not {"Y", "X"} <= set(axes):
+                raise UserError(
+                    f"`axes` must name the {len(opened.axes)} stored axes of {path.name}, shape {opened.data.shape}, "
+                    f"each once. Received: axes={axes!r}"
+                )
+            opened.axes = axes.upper()
+        _canonical_axes(opened, path)
+        _check_type(opened, path)
+        _resolve_palette(opened, raw_palette)
+        if opened.white_is_zero and opened.data.dtype.kind in "ub":
+            opened.data = sources.Inverted(opened.data)
+            opened.found.facts["inverted"] = "stored with 0 as white"
+    shape = dict(zip(opened.axes, opened.data.shape, strict=False))
+    opened.found.merge(metadata.sidecar_facts(path, shape["Y"]))
+    ndim = sum(letter in "ZYX" for letter in opened.axes)
+    given = None if pixel_size is None else PixelSize.parse(pixel_size, ndim=ndim)
+    if given is not None:
+        if len(given.size) != ndim:
+            raise UserError(f"`pixel_size` of {path.name} needs {ndim} numbers. Received: pixel_size={pixel_size!r}")
+        opened.found.sizes.insert(0, given)
+    size, facts = metadata.choose_pixel_size(opened.found, ndim)
+    return Image(opened.data, opened.axes, size, str(path), metadata={"format": kind, **facts})
+
+
+def read_grey(image: Image, window: tuple[slice, ...] | None = None) -> np.ndarray:
+    """Grey values of a single image.
+
+    Args:
+        image: axes `YX` or `YXC` (other axes of length 1 are dropped; use `Image.planes` for stacks).
+        window: one slice per spatial axis; None = all.
+
+    Returns:
+        (height, width) array: the stored type for grey images (bool becomes uint8); float32 mean of the channels for
+        colour, without alpha. NaN and infinity are kept.
+
+    Raises:
+        UserError: the image is a stack.
+    """
+    array = image.read(window)
+    lengths = zip(image.axes, array.shape, strict=True)
+    stacked = [f"{letter} ({n})" for letter, n in lengths if letter in "TZ" and n != 1]
+    if stacked:
+        raise UserError(f"{image.name}: a single image is needed, this is a stack along {', '.join(stacked)}.")
+    array = array.squeeze(tuple(axis for axis, letter in enumerate(image.axes) if letter in "TZ"))
+    if "C" in image.axes:
+        has_alpha = image.metadata.get("alpha", array.shape[-1] == 4)
+        colours = array[..., :-1] if has_alpha and array.shape[-1] > 1 else array
+        array = colours[..., 0] if colours.shape[-1] == 1 else colours.mean(axis=-1, dtype=np.float32)
+    return array.astype(np.uint8) if array.dtype == bool else array
+
+
+def write_image(
+    path: str | os.PathLike, array: np.ndarray, *, axes: str | None = None, pixel_size: PixelSize | None = None
+) -> None:
+    """Write pixels with their size; the name's ending chooses `.tif`, `.png` (8 or 16 bit) or `.npy`.
+
+    TIFF files carry the pixel size the way ImageJ reads it; PNG as pixels per metre; `.npy` not at all.
+
+    Args:
+        path: the new file. An old one is replaced when the new one is complete.
+        array: pixels, any NumPy type TIFF knows.
+        axes: letters of `TZYXC` per axis; None = `YX`, `YXC` (last axis 3 or 4) or `ZYX`.
+        pixel_size: edge lengths of the spatial axes.
+
+    Raises:
+        FileError: unwritable output or full disk.
+        UserError: an ending or data type that cannot be written.
+    """
+    path, array = Path(path), np.asarray(array)
+    axes = guess_axes(array.shape, path) if axes is None else axes
+    if len(axes) != array.ndim:
+        raise UserError(f"`axes` must name every axis. Received: axes={axes!r} for shape {array.shape}")
+    suffix = path.suffix.lower()
+    if suffix in (".tif", ".tiff"):
+        write_tiff(path, array, axes, pixel_size)
+    elif suffix == ".npy":
+        with files.atomic_path(path) as temporary:
+            np.save(temporary, array)
+    elif suffix == ".png":
+        if array.dtype == bool:
+            array = array.astype(np.uint8) * 255
+        if axes not in ("YX", "YXC") or array.dtype not in (np.uint8, np.uint16) or array.shape[-1] == 0:
+            raise UserError(
+                f"{path.name}: PNG holds 8 or 16 bit images of one plane. Use the ending .tif. "
+                f"Received: {array.dtype} {axes}"
+            )
+        import imagecodecs
+
+        data = bytearray(imagecodecs.png_encode(array))
+        if pixel_size is not None:
+            data = _with_png_size(data, pixel_size)
+        with files.atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    else:
+        raise UserError(f"{path.name}: cannot write this kind of image. Use an ending out of .tif, .png, .npy.")
+
+
+def write_tiff(
+    path: Path, array: np.ndarray, axes: str, pixel_size: PixelSize | None, *, info: str = "", compress: bool = False
+) -> None:
+    """Write a TIFF that Fiji opens with its pixel size.
+
+    Types ImageJ does not have (32-bit integers, 64-bit floats) are written as ordinary TIFF with the same description.
+
+    Args:
+        path: the new file.
+        array: pixels.
+        axes: letters of `TZYXC`, one per axis.
+        pixel_size: edge lengths of the spatial axes, or None.
+        info: text for the image's info window in ImageJ.
+        compress: deflate the pixels (label images shrink about 50 times).
+    """
+    import tifffile
+
+    array = array.astype(np.uint8) * 255 if array.dtype == bool else array
+    array = array.astype(np.float32) if array.dtype == np.float16 else array
+    if array.dtype.kind not in "uif":
+        raise UserError(f"{path.name}: TIFF cannot hold the data type {array.dtype}.")
+    is_rgb = axes.endswith("YXC") and array.shape[-1] in (3, 4) and array.dtype.kind == "u"
+    header: dict[str, Any] = {}
+    resolution = None
+    if pixel_size is not None:
+        header["unit"] = {"um": "\\u00B5m", "angstrom": "\\u00C5"}.get(pixel_size.unit, pixel_size.unit)
+        resolution = (1 / pixel_size.size[-1], 1 / pixel_size.size[-2])
+        if len(pixel_size.size) == 3:
+            header["spacing"] = pixel_size.size[0]
+    if info:
+        header["Info"] = info
+    options: dict[str, Any] = {"resolution": resolution, "photometric": "rgb" if is_rgb else "minisblack"}
+    if compress and axes == "YX":
+        options["compression"] = "zlib"
+    is_imagej = (
+        array.dtype in (np.uint8, np.uint16, np.float32) and array.nbytes < 2**31
+        and (is_rgb or "C" not in axes) and (not is_rgb or array.dtype == np.uint8)
+    )  # fmt: skip
+    with files.atomic_path(path) as temporary:
+        if is_imagej:
+            tifffile.imwrite(
+                temporary, array.astype(array.dtype.newbyteorder("="), copy=False), imagej=True,
+                metadata={"axes": axes.replace("C", "S"), **header}, **options,
+            )  # fmt: skip
+            return
+        lines = ["ImageJ=1.54f"] + [f"{key}={value}" for key, value in header.items() if key != "Info"]
+        if len(axes) == 3 and not is_rgb:
+            lines[1:1] = [f"images={len(array)}", f"{'frames' if axes[0] == 'T' else 'slices'}={len(array)}"]
+        extra = [_imagej_info_tag(info)] if info else []
+        has_stacks = axes.strip("TZ") in ("YX", "YXC")
+        description = "\n".join(lines) + "\n" if has_stacks and array.ndim <= 3 else None
+        tifffile.imwrite(
+            temporary, array, description=description, metadata=None if description else {"axes": axes},
+            extratags=[tag for tags in extra for tag in tags], bigtiff=array.nbytes > 2**32 - 2**25, **options,
+        )  # fmt: skip
+
+
+def _imagej_info_tag(info: str) -> list[tuple]:
+    """The tags in which ImageJ keeps the text of an image's info window."""
+    import tifffile
+
+    return list(tifffile.tifffile.imagej_metadata_tag({"Info": info}, "<"))
+
+
+def _with_png_size(data: bytearray, pixel_size: PixelSize) -> bytearray:
+    """Insert a pHYs chunk (pixels per metre) behind the PNG header."""
+    import struct
+    import zlib
+
+    size = pixel_size.to("m").size
+    per_metre = [round(1 / value) for value in (size[-1], size[-2])]
+    if max(per_metre) >= 2**32 or min(per_metre) < 1:  # below 0.23 nm the number does not fit
+        return data
+    body = b"pHYs" + struct.pack(">IIB", *per_metre, 1)
+    chunk = struct.pack(">I", 9) + body + struct.pack(">I", zlib.crc32(body))
+    return data[:33] + chunk + data[33:]
+
+
+def guess_axes(shape: Sequence[int], path: Any = "array") -> str:
+    """Axes of a bare array: 2-D `YX`; 3-D `YXC` when the last axis is at most 4, else `ZYX`; 4-D `TZYX` or `ZYXC`."""
+    has_channels = len(shape) > 2 and shape[-1] <= 4 < min(shape[-3:-1])
+    axes = {2: "YX", 3: "YXC" if has_channels else "ZYX", 4: "ZYXC" if has_channels else "TZYX"}.get(len(shape))
+    if axes is None:
+        raise FileError(path, f"an array of {len(shape)} axes is not an image.", "2 to 4 axes can be read.")
+    return axes
+
+
+# ------------------------------------------------------------------------------------------------------- one format
+
+
+def _kind_of(path: Path) -> str:
+    """The format, told by the first bytes."""
+    if files.is_zarr(path):
+        return "Zarr"
+    if path.is_dir():
+        raise FileError(path, "is a folder, not an image.", "Name a file, or use find_images for the files in it.")
+    with sources.reading(path):
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    if not head:
+        raise FileError(path, "is empty (0 bytes).", "Copy or export the file again.")
+    for signature, kind in _SIGNATURES.items():
+        if head.startswith(signature) and (signature != b"BM" or len(head) > 26):
+            return kind
+    is_text = not any(byte < 9 or 13 < byte < 27 for byte in head)
+    looks = "It looks like text." if is_text else "Its content is of an unknown format."
+    remedy = f"Save it as {'TIFF, PNG or another image format'}; known are TIFF, PNG, JPEG, BMP, GIF, HDF5, Zarr, .npy."
+    raise FileError(path, f"is not an image. {looks}", remedy)
+
+
+def _open_tiff(path: str, *, series: int, dataset: str | None) -> _Opened:
+    import tifffile
+
+    with tifffile.TiffFile(path) as tif:
+        number = len(tif.series)
+        if not number:
+            raise FileError(path, "holds no image.", "Copy or export the file again.")
+        check_number("series", series, minimum=0, maximum=number - 1, integer=True)
+        chosen = tif.series[series]
+        shape, axes = tuple(chosen.get_shape(False)), chosen.get_axes(False)
+        page = chosen.keyframe
+        if chosen.dtype is None:
+            raise FileError(path, "has pixels of an unknown type.", "Save it as 8, 16 or 32 bit TIFF.")
+        _check_complete(path, chosen, tif)
+        found = metadata.tiff_facts(tif, series)
+        is_mapped = chosen.dataoffset is not None and not getattr(chosen, "is_multifile", False)
+        is_plain = shape[len(shape) - len(page.shape) :] == tuple(page.shape)
+        pages = int(np.prod(shape[: len(shape) - len(page.shape)], dtype=np.int64)) if is_plain else -1
+        dtype = np.dtype(chosen.dtype)
+        if is_mapped:
+            data: LazyArray = sources.MappedFile(path, chosen.dataoffset, dtype.newbyteorder(tif.byteorder), shape)
+        elif is_plain and pages == len(chosen) and not getattr(chosen, "is_multifile", False):
+            data = sources.TiffSegments(path, series, shape, dtype)
+        else:
+            decode = functools.partial(sources.decode_tiff_series, series=series, shape=shape)
+            data = sources.DecodedFile(path, decode, shape, dtype.newbyteorder("="))
+        palette = page.colormap if page.photometric == 3 else None
+        if page.photometric == 2 or page.extrasamples:
+            found.facts["alpha"] = bool(page.extrasamples)
+        if page.compression not in (None, 1):
+            found.facts["compression"] = getattr(page.compression, "name", str(page.compression)).lower()
+        if int(page.tags.valueof(274, default=1)) != 1:
+            found.warnings.append("the header asks to turn the image; it is read as stored")
+        if number > 1:
+            found.facts["series"] = f"{series} of 0..{number - 1}"
+        description = tif.imagej_metadata or {}
+        if "Info" in description:
+            found.facts["info"] = str(description["Info"])
+        return _Opened(data, axes, found, palette, white_is_zero=page.photometric == 0)
+
+
+def _check_complete(path: str, series: Any, tif: Any) -> None:
+    """Refuse a TIFF whose pixels do not lie inside the file."""
+    size = tif.filehandle.size
+    end = 0
+    if series.dataoffset is not None:
+        end = (
+            series.dataoffset + int(np.prod(series.get_shape(False), dtype=np.int64)) * np.dtype(series.dtype).itemsize
+        )
+    elif not getattr(series, "is_multifile", False):
+        for page in series.pages:
+            if page is not None and page.dataoffsets:
+                end = max(end, max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))))
+    if end > size:
+        raise FileError(
+            path, f"is truncated: its pixels end at byte {end}, the file at {size}.", "Copy or export the file again."
+        )
+
+
+def _open_with_pillow(path: str, *, series: int, dataset: str | None) -> _Opened:
+    with _pillow(path) as opened:
+        mode, (width, height) = opened.mode, opened.size
+        frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
+        info, palette = dict(opened.info), None
+        deep = _png_depth(path) == 16 and mode not in ("I;16", "I;16B", "I")
+        if frames == 1 and mode == "P" and not deep:
+            flat = np.array(opened.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            palette = flat.T.astype(np.uint16) * 257
+    channels, dtype = _PILLOW_TYPES.get(mode, (3, np.uint8))
+    if frames > 1:
+        channels, dtype = 3, np.uint8
+    if deep:
+        channels, dtype = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode], np.uint16
+    shape = ((frames,) if frames > 1 else ()) + (height, width) + ((channels,) if channels > 1 else ())
+    axes = ("T" if frames > 1 else "") + "YX" + ("C" if channels > 1 else "")
+    found = metadata.HeaderFacts()
+    if channels > 1:
+        found.facts["alpha"] = channels in (2, 4)
+    dpi = info.get("dpi")
+    if dpi and len(dpi) == 2:
+        found.merge(metadata.resolution_facts(float(dpi[1]), float(dpi[0]), "inch", "resolution in the file header"))
+    decode = functools.partial(_decode_picture, frames=frames, deep=deep)
+    return _Opened(sources.DecodedFile(path, decode, shape, dtype), axes, found, palette)
+
+
+_PILLOW_TYPES = {
+    "1": (1, bool), "L": (1, np.uint8), "P": (1, np.uint8), "I;16": (1, np.uint16), "I;16B": (1, np.uint16),
+    "I": (1, np.int32), "F": (1, np.float32), "LA": (2, np.uint8), "RGB": (3, np.uint8), "RGBA": (4, np.uint8),
+    "PA": (4, np.uint8), "RGBX": (3, np.uint8),
+}  # fmt: skip
+
+
+def _decode_picture(path: str, frames: int, deep: bool) -> np.ndarray:
+    """All pixels of a PNG, JPEG, BMP or GIF."""
+    if deep:  # Pillow would squeeze 16-bit colour to 8 bits
+        import imagecodecs
+
+        return imagecodecs.png_decode(Path(path).read_bytes())
+    with _pillow(path) as opened:
+        if frames > 1:
+            pictures = []
+            for frame in range(frames):
+                opened.seek(frame)
+                pictures.append(np.asarray(opened.convert("RGB")))
+            return np.stack(pictures)
+        opened.load()
+        kind = "RGBA" if opened.mode == "PA" else opened.mode if opened.mode in _PILLOW_TYPES else "RGB"
+        kind = "RGB" if kind == "RGBX" else kind
+        picture = opened if kind == opened.mode else opened.convert(kind)
+        array = np.asarray(picture)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+@contextlib.contextmanager
+def _pillow(path: str) -> Iterator[Any]:
+    """An open `PIL.Image` without the limit on size (micrographs are not decompression bombs)."""
+    import PIL.Image
+
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    PIL.Image.MAX_IMAGE_PIXELS = None
+    try:
+        with PIL.Image.open(path) as opened:
+            yield opened
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _png_depth(path: str) -> int:
+    """Bits per channel of a PNG, 0 for other formats."""
+    with open(path, "rb") as file:
+        head = file.read(26)
+    return head[24] if head.startswith(b"\x89PNG") and len(head) == 26 else 0
+
+
+def _open_numpy(path: str, *, series: int, dataset: str | None) -> _Opened:
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(file)
+        offset = file.tell()
+    if dtype.hasobject:
+        raise FileError(path, "holds Python objects, not pixels.", "Save a plain numeric array.")
+    if offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > os.path.getsize(path):
+        raise FileError(path, "is truncated.", "Copy or save the file again.")
+    axes = guess_axes(shape, path)
+    data: LazyArray = sources.MappedFile(path, offset, dtype, shape[::-1] if is_fortran else shape)
+    if is_fortran:
+        data = sources.Transposed(data, range(len(shape))[::-1])
+    return _Opened(data, axes, metadata.HeaderFacts())
+
+
+def _open_hdf5(path: str, *, series: int, dataset: str | None) -> _Opened:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        names: list[str] = []
+        if dataset is None:
+            file.visititems(lambda name, item: names.append(name) if _is_picture(item, h5py.Dataset) else None)
+        elif dataset in file and isinstance(file[dataset], h5py.Dataset):
+            names = [dataset]
+        name = _only(names, dataset, path)
+        array = file[name]
+        found = metadata.HeaderFacts()
+        size = array.attrs.get("element_size_um")
+        if size is not None and np.ndim(size) == 1 and len(size) in (2, 3):
+            found.add_size(size, "um", f"HDF5 attribute element_size_um of {name}")
+        found.facts["dataset"] = name
+        return _Opened(sources.Hdf5Dataset(path, name, array.shape, array.dtype), guess_axes(array.shape, path), found)
+
+
+def _is_picture(item: Any, kind: type) -> bool:
+    return isinstance(item, kind) and 2 <= len(item.shape) <= 4 and item.dtype.kind in "buif"
+
+
+def _only(names: list[str], asked: str | None, path: str) -> str:
+    """The one array of a file, or an error that lists the choice."""
+    if len(names) == 1:
+        return names[0]
+    if asked is not None:
+        raise FileError(path, f"has no dataset {asked!r}.", "Open it without `dataset` to see the names.")
+    if not names:
+        raise FileError(path, "holds no array of 2 to 4 axes.", "Check the file.")
+    raise FileError(path, f"holds several arrays: {', '.join(names[:20])}.", f"Choose one, e.g. dataset={names[0]!r}.")
+
+
+def _open_zarr(path: str, *, series: int, dataset: str | None) -> _Opened:
+    import zarr
+
+    opened, found, axes, name = zarr.open(path, mode="r"), metadata.HeaderFacts(), None, ""
+    if isinstance(opened, zarr.Group):
+        scales = dict(opened.attrs.get("ome", opened.attrs)).get("multiscales")
+        if scales and dataset is None:
+            first = scales[0]["datasets"][0]
+            name = first["path"]
+            named = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales[0].get("axes", [])]
+            axes = "".join(str(axis["name"])[:1].upper() for axis in named) or None
+            for step in first.get("coordinateTransformations", []):
+                spatial = [i for i, axis in enumerate(named) if str(axis["name"]).lower() in "zyx"]
+                if step.get("type") == "scale" and spatial:
+                    with contextlib.suppress(UserError):
+                        unit = normalize_unit(named[spatial[-1]].get("unit", "px"))
+                        sizes = [step["scale"][i] for i in spatial]
+                        found.add_size(sizes, unit, "OME-Zarr, coordinateTransformations")
+        elif dataset is None:
+            name = _only([key for key, item in opened.members(None) if _is_picture(item, zarr.Array)], None, path)
+        else:
+            name = dataset if dataset in opened else _only([], dataset, path)
+        found.facts["dataset"] = name
+    array = opened[name] if name else opened
+    if not isinstance(array, zarr.Array):
+        raise FileError(path, f"{name!r} is a group, not an array.", "Name one of its arrays with `dataset`.")
+    data = sources.ZarrArray(path, name, array.shape, array.dtype)
+    return _Opened(data, axes or guess_axes(array.shape, path), found)
+
+
+_OPENERS = {
+    "TIFF": _open_tiff, "PNG": _open_with_pillow, "JPEG": _open_with_pillow, "BMP": _open_with_pillow,
+    "GIF": _open_with_pillow, "HDF5": _open_hdf5, "Zarr": _open_zarr, "NumPy": _open_numpy,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- to our axes and colours
+
+
+def _canonical_axes(opened: _Opened, path: Path) -> None:
+    """Rename, reorder and drop axes until they are a selection of `TZYXC` in this order."""
+    shape, letters = opened.data.shape, list(opened.axes.upper())
+    if 0 in shape:
+        raise FileError(path, f"holds no pixel (shape {shape}).", "Export the file again.")
+    if "S" in letters:  # samples of a pixel are its channels; a second channel axis only when it has length 1
+        if "C" in letters and shape[letters.index("C")] > 1:
+            raise FileError(path, "has channels of colour images.", "Save the channels as grey images.")
+        letters = ["q" if letter == "C" else "C" if letter == "S" else letter for letter in letters]
+    for axis, letter in enumerate(letters):
+        if letter not in "TZYXC" and shape[axis] > 1:
+            free = [other for other in "TZC" if other not in letters or shape[letters.index(other)] == 1]
+            if not free:
+                raise FileError(path, f"has too many axes ({opened.axes}, {shape}).", "Save single images or stacks.")
+            if free[0] in letters:
+                letters[letters.index(free[0])] = "q"
+            letters[axis] = free[0]
+    if not {"Y", "X"} <= set(letters):
+        raise FileError(path, f"has no image axes (found {opened.axes}).", "Pass axes=, for example 'ZYX'.")
+    order = [
+        letters.index(letter) for letter in "TZYXC"
+        if letter in letters and (letter in "YX" or shape[letters.index(letter)] > 1)
+    ]  # fmt: skip
+    if order != list(range(len(shape))):
+        opened.data = sources.Transposed(opened.data, order)
+    opened.axes = "".join(letters[axis] for axis in order)
+
+
+def _check_type(opened: _Opened, path: Path) -> None:
+    if opened.data.dtype.kind not in "buif":
+        raise FileError(path, f"has pixels of type {opened.data.dtype}.", "Save integers or real numbers.")
+
+
+def _resolve_palette(opened: _Opened, raw: bool) -> None:
+    """Replace palette indices by grey values or colours, as `open_image` states."""
+    if opened.palette is None or raw or opened.axes.endswith("C"):
+        return
+    table = np.asarray(opened.palette).T  # (N, 3) uint16
+    is_grey = (table == table[:, :1]).all(axis=1)
+    steps = 65535 // max(len(table) - 1, 1) if len(table) > 1 else 1
+    is_ramp = np.abs(table.astype(np.int64) - np.arange(len(table))[:, None] * steps).max(axis=1) <= 256
+    if (is_grey & is_ramp).all():
+        return
+    counts = np.zeros(len(table), np.int64)
+    rows = max(1, sources.BLOCK_MEMORY // max(1, opened.data.nbytes // max(1, opened.data.shape[-2])))
+    axis = len(opened.data.shape) - 2
+    for start in range(0, opened.data.shape[axis], rows):
+        block = opened.data[(slice(None),) * axis + (slice(start, start + rows),)]
+        counts += np.bincount(np.minimum(block, len(table) - 1).ravel(), minlength=len(table))
+    used = counts > 0
+    if (is_ramp & is_grey)[used].all() and used.any() and (is_ramp & is_grey).sum() > len(table) // 2:
+        return  # grey apart from entries that do not occur
+    values = table.astype(np.float64).mean(axis=1)
+    is_ramp_mostly = (is_ramp & is_grey).sum() > 0.75 * len(table) and len(table) == 256
+    if is_ramp_mostly and counts[~is_grey].sum() <= RARE_COLOUR * counts.sum():
+        marked = np.where(is_grey & is_ramp, np.arange(len(table)), np.rint(values / 257)).astype(np.uint8)
+        opened.data = sources.LookedUp(opened.data, marked)
+        opened.found.facts["palette"] = f"grey, {int(counts[~(is_grey & is_ramp)].sum())} marked pixels resolved"
+    elif is_grey[used].all():
+        fits = bool((table[used] % 257 == 0).all())
+        grey = (table[:, 0] // 257).astype(np.uint8) if fits else table[:, 0].astype(np.uint16)
+        opened.data = sources.LookedUp(opened.data, grey)
+        opened.found.facts["palette"] = "grey values of the palette"
+    else:
+        fits = bool((table[used] % 257 == 0).all() or (table[used] % 256 == 0).all())
+        colours = (table // 256).astype(np.uint8) if fits else table.astype(np.uint16)
+        opened.data = sources.LookedUp(opened.data, colours)
+        opened.axes += "C"
+        opened.found.facts.update(palette="colour", alpha=False)
