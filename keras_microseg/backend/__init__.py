@@ -18,11 +18,12 @@ The port:
         One update of a built `keras.optimizers.Optimizer`, without loss scaling.
     `input_gradient(fn, x) -> tensor`
         d sum(fn(x)) / dx, itself differentiable (gradient penalties). `fn` maps a tensor to a tensor.
-    `compile_step(fn, variables) -> step`
+    `compile_step(fn, variables, *, gradients=True) -> step`
         `fn(*arrays)`, written in the ordinary stateful Keras style, as one compiled function: `step(*arrays)` takes
         NumPy arrays or tensors and returns the outputs of `fn` as tensors. `variables` lists *every* variable that `fn`
         reads or changes: weights, statistics, seed generators, optimizer variables, metrics. On JAX the use of a
-        variable that is not listed is an error. Build optimizers before the first call.
+        variable that is not listed is an error. Build optimizers before the first call. Say `gradients=False` where
+        `fn` differentiates nothing (validation).
     `compile_predict(model) -> predict`
         `predict(array)`: NumPy in, NumPy out, one compiled inference call per input shape (keep to one or two shapes).
         The current weights are used, also after further training.

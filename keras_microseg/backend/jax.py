@@ -51,7 +51,7 @@ class _ClosedScope(keras.StatelessScope):
     """A stateless scope that knows its variables, and refuses others; inside another one it starts from that."""
 
     def __init__(self, variables: Sequence, values: Sequence, outer: keras.StatelessScope | None = None):
-        super().__init__(list(zip(variables, values, strict=True)))
+        super().__init__(list(zip(variables, values, strict=True)), collect_losses=True)
         self._outer = outer
         self.variables = list(variables)
         self._listed = set(self.state_mapping)
@@ -118,7 +118,7 @@ def input_gradient(fn: Callable, x: Any) -> jax.Array:
     return gradient
 
 
-def compile_step(fn: Callable, variables: Sequence) -> Callable:
+def compile_step(fn: Callable, variables: Sequence, *, gradients: bool = True) -> Callable:
     """`fn` jitted, with donated state; see `keras_microseg.backend`."""
     variables = _without(variables, ())
 

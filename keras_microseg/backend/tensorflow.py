@@ -73,7 +73,7 @@ def input_gradient(fn: Callable, x: Any) -> tf.Tensor:
     return tape.gradient(total, x)
 
 
-def compile_step(fn: Callable, variables: Sequence) -> Callable:
+def compile_step(fn: Callable, variables: Sequence, *, gradients: bool = True) -> Callable:
     """`fn` as one `tf.function`; see `keras_microseg.backend`."""
     compiled = tf.function(fn, reduce_retracing=False)
 

@@ -62,11 +62,12 @@ def input_gradient(fn: Callable, x: Any) -> torch.Tensor:
         return torch.autograd.grad(fn(x).sum(), x, create_graph=True)[0]
 
 
-def compile_step(fn: Callable, variables: Sequence) -> Callable:
+def compile_step(fn: Callable, variables: Sequence, *, gradients: bool = True) -> Callable:
     """`fn` on tensors, its outputs cut off from the graph; see `keras_microseg.backend`."""
 
     def step(*arrays: Any) -> Any:
-        return _detach(fn(*(keras.ops.convert_to_tensor(array) for array in arrays)))
+        with torch.set_grad_enabled(gradients):
+            return _detach(fn(*(keras.ops.convert_to_tensor(array) for array in arrays)))
 
     return step
 

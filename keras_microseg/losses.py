@@ -1,0 +1,230 @@
+"""Losses that Keras lacks. Binary and categorical cross-entropy, focal, Dice and Tversky losses are Keras' own.
+
+All are registered classes with `get_config`, so that they can be saved; all follow Keras' rules for `reduction` and
+`sample_weight`. Shapes: y_true and y_pred (N, *spatial, C), float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_microseg.checks import check_choice, check_number
+
+_register = keras.saving.register_keras_serializable(package="keras_microseg")
+
+
+@_register
+class WeightedBinaryCrossentropy(keras.losses.Loss):
+    """Binary cross-entropy with heavier foreground: `mean(BCE(y, p) * (1 + y * (weight - 1)))`.
+
+    Args:
+        weight: factor for pixels with y = 1, > 0; for example background pixels / foreground pixels.
+        from_logits: y_pred are logits, not probabilities.
+        name, reduction, kwargs: see `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, from_logits: bool = False, name: str = "weighted_binary_crossentropy", **kwargs
+    ):
+        super().__init__(name=name, **kwargs)
+        self.weight = float(check_number("weight", weight, minimum=0, exclusive=True))
+        self.from_logits = bool(from_logits)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return ops.mean(_weighted_bce(y_true, y_pred, self.weight, self.from_logits), axis=-1)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "weight": self.weight, "from_logits": self.from_logits}
+
+
+@_register
+class SoftDice(keras.losses.Loss):
+    """1 - Dice coefficient of probabilities, per image and channel, then averaged over channels.
+
+    `1 - (2 sum(y p) + s) / (sum(y) + sum(p) + s)`, or with `squared` the sums of squares in the denominator (Milletari
+    et al. 2016, arXiv:1606.04797). `keras.losses.Dice` pools the whole batch; here every image counts alike, and
+    `smooth` in pixels keeps images without foreground finite and their gradient small.
+
+    Args:
+        smooth: s, pixels, > 0.
+        squared: squared sums in the denominator.
+        from_logits: y_pred are logits.
+        name, reduction, kwargs: see `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self,
+        smooth: float = 1.0,
+        squared: bool = False,
+        from_logits: bool = False,
+        name: str = "soft_dice",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.smooth = float(check_number("smooth", smooth, minimum=0, exclusive=True))
+        self.squared = bool(squared)
+        self.from_logits = bool(from_logits)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        p = ops.sigmoid(y_pred) if self.from_logits else y_pred
+        return ops.mean(_soft_dice(y_true, p, self.smooth, self.squared), axis=-1)
+
+    def get_config(self) -> dict:
+        own = {"smooth": self.smooth, "squared": self.squared, "from_logits": self.from_logits}
+        return {**super().get_config(), **own}
+
+
+@_register
+class FocalTversky(keras.losses.Loss):
+    """`(1 - T) ** gamma` with the Tversky index `T = (TP + s) / (TP + alpha FP + beta FN + s)` per image and channel.
+
+    beta > alpha punishes missed foreground; gamma < 1 favours hard images (Abraham & Khan 2019, arXiv:1810.07842, who
+    write 1/gamma). alpha = beta = 0.5, gamma = 1 is the Dice loss.
+
+    Args:
+        alpha: weight of false positives.
+        beta: weight of false negatives.
+        gamma: exponent, > 0.
+        smooth: s, pixels, > 0.
+        name, reduction, kwargs: see `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: float = 0.75,
+        smooth: float = 1.0,
+        name: str = "focal_tversky",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.alpha = float(check_number("alpha", alpha, minimum=0))
+        self.beta = float(check_number("beta", beta, minimum=0))
+        self.gamma = float(check_number("gamma", gamma, minimum=0, exclusive=True))
+        self.smooth = float(check_number("smooth", smooth, minimum=0, exclusive=True))
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        axes = _spatial_axes(y_true)
+        hit = ops.sum(y_true * y_pred, axis=axes)
+        false = ops.sum((1 - y_true) * y_pred, axis=axes)
+        missed = ops.sum(y_true * (1 - y_pred), axis=axes)
+        index = (hit + self.smooth) / (hit + self.alpha * false + self.beta * missed + self.smooth)
+        # The power has an infinite slope at 0 for gamma < 1.
+        return ops.mean(ops.power(ops.maximum(1 - index, keras.config.epsilon()), self.gamma), axis=-1)
+
+    def get_config(self) -> dict:
+        own = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma, "smooth": self.smooth}
+        return {**super().get_config(), **own}
+
+
+@_register
+class InstanceMapsLoss(keras.losses.Loss):
+    """One loss for the maps from which instances are decoded.
+
+    Per pixel or image, by the name of the channel:
+        `foreground`: BCE + SoftDice(smooth=1)
+        `boundary`:   BCE * (1 + y (boundary_weight - 1))
+        `distance`:   smooth L1 (Huber, delta 0.1, divided by delta) within the foreground, plus a tenth of it outside
+        `flow_*`:     squared error within the foreground (outside, nothing is learned)
+    The loss is the sum over channels, each times its entry in `weights`. Within the foreground means averaged over the
+    foreground pixels of the image. The truth of the foreground is the channel `foreground` of y_true.
+
+    y_true may carry one channel more than `outputs`: a weight >= 0 per pixel for all terms (0 = ignore).
+
+    Args:
+        outputs: names of the channels in order, `foreground` among them if any map is masked by it.
+        weights: factor per channel name; missing names count 1.
+        boundary_weight: factor for boundary pixels, > 0.
+        from_logits: the channels `foreground` and `boundary` of y_pred are logits.
+        name, reduction, kwargs: see `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[str] = ("foreground", "boundary", "distance"),
+        weights: Mapping[str, float] | None = None,
+        boundary_weight: float = 3.0,
+        from_logits: bool = False,
+        name: str = "instance_maps_loss",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.outputs = tuple(outputs)
+        for output in self.outputs:
+            check_choice("outputs", output.split("_")[0], ("foreground", "boundary", "distance", "flow"))
+        self.weights = dict(weights or {})
+        for output, weight in self.weights.items():
+            check_choice("weights", output, self.outputs)
+            check_number(f"weights[{output!r}]", weight, minimum=0)
+        if self.outputs != ("boundary",):
+            check_choice("'foreground'", "foreground", self.outputs)
+        self.boundary_weight = float(check_number("boundary_weight", boundary_weight, minimum=0, exclusive=True))
+        self.from_logits = bool(from_logits)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """(N,) loss per image."""
+        count = len(self.outputs)
+        weight = y_true[..., count : count + 1] if y_true.shape[-1] > count else ops.ones_like(y_true[..., :1])
+        channels = {name: i for i, name in enumerate(self.outputs)}
+        total = 0.0
+        inside = weight
+        if "foreground" in channels:
+            inside = weight * y_true[..., channels["foreground"] : channels["foreground"] + 1]
+        for name, i in channels.items():
+            term = self._term(name, y_true[..., i : i + 1], y_pred[..., i : i + 1], weight, inside)
+            total = total + self.weights.get(name, 1.0) * term
+        return total
+
+    def _term(self, name: str, y: Any, p: Any, weight: Any, inside: Any) -> Any:
+        if name == "foreground":
+            cross_entropy = _weighted_mean(_weighted_bce(y, p, 1.0, self.from_logits), weight)
+            probability = ops.sigmoid(p) if self.from_logits else p
+            return cross_entropy + ops.mean(_soft_dice(y, probability, 1.0, False, weight), axis=-1)
+        if name == "boundary":
+            return _weighted_mean(_weighted_bce(y, p, self.boundary_weight, self.from_logits), weight)
+        if name == "distance":
+            error = _huber(y - p, 0.1)
+            return _weighted_mean(error, inside) + 0.1 * _weighted_mean(error, weight - inside)
+        return _weighted_mean(ops.square(y - p), inside)
+
+    def get_config(self) -> dict:
+        own = {
+            "outputs": list(self.outputs),
+            "weights": self.weights,
+            "boundary_weight": self.boundary_weight,
+            "from_logits": self.from_logits,
+        }
+        return {**super().get_config(), **own}
+
+
+def _spatial_axes(x: Any) -> tuple[int, ...]:
+    return tuple(range(1, len(x.shape) - 1))
+
+
+def _weighted_bce(y: Any, p: Any, weight: float, from_logits: bool) -> Any:
+    cross_entropy = ops.binary_crossentropy(y, p, from_logits=from_logits)
+    return cross_entropy if weight == 1.0 else cross_entropy * (1 + y * (weight - 1))
+
+
+def _soft_dice(y: Any, p: Any, smooth: float, squared: bool, weight: Any = 1.0) -> Any:
+    """(N, C) loss per image and channel."""
+    axes = _spatial_axes(y)
+    both = ops.sum(weight * y * p, axis=axes)
+    sizes = ops.sum(weight * (y * y + p * p if squared else y + p), axis=axes)
+    return 1 - (2 * both + smooth) / (sizes + smooth)
+
+
+def _huber(error: Any, delta: float) -> Any:
+    size = ops.abs(error)
+    return ops.where(size < delta, ops.square(size) / (2 * delta), size - delta / 2)
+
+
+def _weighted_mean(values: Any, weight: Any) -> Any:
+    """(N,) mean over all pixels and channels with weights; 0 where all weights are 0."""
+    axes = tuple(range(1, len(values.shape)))
+    return ops.sum(values * weight, axis=axes) / ops.maximum(ops.sum(weight, axis=axes), 1.0)

@@ -1,0 +1,74 @@
+"""The whole state of a training in one file, written atomically: what an interrupted run needs to go on exactly."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_microseg import io
+from keras_microseg.checks import FileError
+
+_FORMAT = 1
+
+
+def save_checkpoint(path: str | Path, variables: Mapping[str, Sequence], state: Mapping[str, Any]) -> None:
+    """Write variables and state; a reader finds the old file or the new one, never a part of it.
+
+    Args:
+        path: file, `.npz`.
+        variables: lists of `keras.Variable` by name (weights, seed generators, optimizer, metrics).
+        state: JSON values (epoch, step, history, callbacks).
+
+    Raises:
+        FileError: the folder is not writable or the disk is full.
+    """
+    arrays = {
+        f"{name}/{i:05d}": keras.ops.convert_to_numpy(variable.value)
+        for name, group in variables.items()
+        for i, variable in enumerate(group)
+    }
+    header = {"format": _FORMAT, "groups": {name: len(group) for name, group in variables.items()}, "state": state}
+    with io.atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+
+
+def load_checkpoint(path: str | Path, variables: Mapping[str, Sequence]) -> dict[str, Any]:
+    """Put the stored values into `variables` and return the state. Nothing is changed when the file does not fit.
+
+    Raises:
+        FileError: missing, damaged, or written for another network or optimizer.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        header = json.loads(arrays.pop("header").tobytes())
+    except FileNotFoundError:
+        raise FileError(path, "does not exist.", "Start without resume.") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise FileError(path, f"the checkpoint is damaged ({error}).", "Start the training again.") from error
+    for name, group in variables.items():
+        stored = [arrays.get(f"{name}/{i:05d}") for i in range(header["groups"].get(name, 0))]
+        if len(stored) != len(group):
+            raise FileError(
+                path,
+                f"holds {len(stored)} variables of {name!r}, this run has {len(group)}.",
+                "Resume with the same network, optimizer and metrics.",
+            )
+        for value, variable in zip(stored, group, strict=True):
+            if value is None or value.shape != tuple(variable.shape):
+                raise FileError(
+                    path,
+                    f"{variable.path} has shape {tuple(variable.shape)}, stored is "
+                    f"{None if value is None else value.shape}.",
+                    "Resume with the same network and optimizer.",
+                )
+    for name, group in variables.items():
+        for i, variable in enumerate(group):
+            variable.assign(arrays[f"{name}/{i:05d}"])
+    return header["state"]

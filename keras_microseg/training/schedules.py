@@ -1,0 +1,187 @@
+"""Optimizer settings, learning-rate schedules, and callbacks that act on a monitored value."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+import keras
+
+from keras_microseg.checks import check_choice, check_number
+
+logger = logging.getLogger(__name__)
+
+SCHEDULES = ("constant", "cosine", "steps", "plateau")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer and its learning rate over time.
+
+    Attributes:
+        name: a Keras optimizer ("adamw", "adam", "sgd", ...).
+        learning_rate: the highest learning rate.
+        schedule: "constant"; "cosine", down to `final_factor` at the last step; "steps", times `factor` after each of
+            `decay_epochs`; "plateau", times `factor` when the monitored value has not improved for `plateau_patience`
+            epochs, down to `final_factor`.
+        warmup_epochs: linear rise from 0, for "cosine"; a fraction of an epoch is allowed.
+        final_factor: lowest learning rate / `learning_rate`.
+        factor: see `schedule`.
+        decay_epochs: see `schedule`.
+        plateau_patience: see `schedule`.
+        weight_decay: decoupled, for every weight but vectors (biases, normalization); None = the optimizer's default.
+        clip_norm: largest norm of all gradients together; None = no limit.
+        options: further arguments of the optimizer, such as {"beta_2": 0.99}.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0
+    final_factor: float = 0.01
+    factor: float = 0.5
+    decay_epochs: tuple[float, ...] = ()
+    plateau_patience: int = 5
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_number("learning_rate", self.learning_rate, minimum=0, exclusive=True)
+        check_number("warmup_epochs", self.warmup_epochs, minimum=0)
+        check_number("final_factor", self.final_factor, minimum=0, maximum=1)
+        check_number("factor", self.factor, minimum=0, maximum=1, exclusive=True)
+        check_number("plateau_patience", self.plateau_patience, minimum=1, integer=True)
+
+    def rate(self, epochs: int, steps_per_epoch: int) -> Any:
+        """The learning rate as Keras takes it: a number, or a schedule over optimizer steps."""
+        schedules, total = keras.optimizers.schedules, epochs * steps_per_epoch
+        if self.schedule == "cosine":
+            warmup = min(round(self.warmup_epochs * steps_per_epoch), total - 1)
+            rise = {"warmup_target": self.learning_rate, "warmup_steps": warmup} if warmup else {}
+            start = 0.0 if warmup else self.learning_rate
+            return schedules.CosineDecay(start, max(total - warmup, 1), alpha=self.final_factor, **rise)
+        if self.schedule == "steps" and self.decay_epochs:
+            boundaries = [round(epoch * steps_per_epoch) for epoch in self.decay_epochs]
+            values = [self.learning_rate * self.factor**i for i in range(len(boundaries) + 1)]
+            return schedules.PiecewiseConstantDecay(boundaries, values)
+        return self.learning_rate
+
+    def build(self, variables: list, epochs: int, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+        """The optimizer, built for `variables`."""
+        config = dict(self.options)
+        config["learning_rate"] = self.rate(epochs, steps_per_epoch)
+        for key, value in (("weight_decay", self.weight_decay), ("global_clipnorm", self.clip_norm)):
+            if value is not None:
+                config[key] = value
+        cls = keras.optimizers.get(self.name).__class__
+        optimizer = cls(**config)
+        if optimizer.weight_decay:
+            optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
+        optimizer.build(variables)
+        return optimizer
+
+
+class Monitor:
+    """Remembers the best value of a logged quantity. Its state is JSON, so a resumed run continues it.
+
+    Args:
+        name: key of the epoch's logs.
+        mode: "min" or "max"; None guesses from the name: scores rise, losses and errors fall.
+        min_delta: smaller changes are no improvement.
+    """
+
+    _RISING = ("iou", "dice", "acc", "precision", "recall", "f1", "auc", "pq", "ap50", "quality")
+
+    def __init__(self, name: str, mode: str | None = None, min_delta: float = 0.0):
+        if mode is None:
+            mode = "max" if any(part in name.lower() for part in self._RISING) and "loss" not in name else "min"
+        self.name = name
+        self.mode = check_choice("mode", mode, ("min", "max"))
+        self.min_delta = min_delta
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+
+    def update(self, epoch: int, logs: dict[str, float]) -> bool:
+        """True when the value in `logs` is better than all before (not-a-number never is)."""
+        value = logs.get(self.name)
+        if value is None:
+            known = ", ".join(sorted(logs))
+            raise KeyError(f"`monitor` must be a logged value, one of {known}. Received: monitor={self.name!r}")
+        if math.isnan(value):
+            return False
+        gain = math.inf if self.best is None else (value - self.best) * (1 if self.mode == "max" else -1)
+        if gain <= self.min_delta:
+            return False
+        self.best, self.best_epoch = value, epoch
+        return True
+
+    def get_state(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+
+
+class EarlyStopping(keras.callbacks.Callback):
+    """Ends the training when the monitored value has not improved for `patience` epochs.
+
+    Unlike Keras' own it keeps its state in the checkpoint (`get_state`, `set_state`).
+    """
+
+    def __init__(self, monitor: str, patience: int, mode: str | None = None, min_delta: float = 0.0):
+        super().__init__()
+        self.patience = check_number("patience", patience, minimum=1, integer=True)
+        self.monitor = Monitor(monitor, mode, min_delta)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        if not self.monitor.update(epoch, logs or {}) and epoch - (self.monitor.best_epoch or 0) >= self.patience:
+            logger.info("%s has not improved for %d epochs: stopping.", self.monitor.name, self.patience)
+            self.model.stop_training = True
+
+    def get_state(self) -> dict[str, Any]:
+        return self.monitor.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.monitor.set_state(state)
+
+
+class ReduceOnPlateau(keras.callbacks.Callback):
+    """Multiplies the learning rate by `factor` after `patience` epochs without improvement; its state is kept.
+
+    The optimizer is `params["optimizer"]`, as `training.supervised.train` passes it.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        factor: float = 0.5,
+        patience: int = 5,
+        minimum: float = 0.0,
+        mode: str | None = None,
+        min_delta: float = 0.0,
+    ):
+        super().__init__()
+        self.factor, self.patience, self.minimum = factor, patience, minimum
+        self.monitor = Monitor(monitor, mode, min_delta)
+        self.last_change = 0
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        if self.monitor.update(epoch, logs or {}):
+            self.last_change = epoch
+        elif epoch - self.last_change >= self.patience:
+            optimizer = self.params["optimizer"]
+            rate = max(float(optimizer.learning_rate) * self.factor, self.minimum)
+            optimizer.learning_rate = rate
+            self.last_change = epoch
+            logger.info("Learning rate %.3g from epoch %d on.", rate, epoch + 2)
+
+    def get_state(self) -> dict[str, Any]:
+        return {**self.monitor.get_state(), "last_change": self.last_change}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.monitor.set_state(state)
+        self.last_change = state["last_change"]
