@@ -143,13 +143,10 @@ def write_errors(path: str | os.PathLike) -> Iterator[None]:
     except FileError:
         raise
     except OSError as error:
-        named = error.filename
-        if (
-            isinstance(named, (str, os.PathLike))
-            and Path(named).resolve().is_file()
-            and Path(named).parent != Path(path).parent
-        ):
-            raise
+        if isinstance(error.filename, (str, os.PathLike)):
+            other = Path(error.filename)
+            if other.is_file() and other.parent != Path(path).parent and other not in Path(path).parents:
+                raise
         text = str(error)
         code = error.errno
         if code is None and re.search(r"\d+ requested and \d+ written", text):  # numpy.tofile on a full disk

@@ -76,13 +76,9 @@ def open_image(
     kind = _kind_of(path)
     with sources.reading(path):
         opened = _OPENERS[kind](str(path), series=series, dataset=dataset)
+        _drop_single_axes(opened)
         if axes is not None:
-            if sorted(set(axes)) != sorted(axes) or len(axes) != len(opened.axes) or not {"Y", "X"} <= set(axes):
-                raise UserError(
-                    f"`axes` must name the {len(opened.axes)} stored axes of {path.name}, shape {opened.data.shape}, "
-                    f"each once. Received: axes={axes!r}"
-                )
-            opened.axes = axes.upper()
+            _rename_axes(opened, axes.upper(), path)
         _canonical_axes(opened, path)
         _check_type(opened, path)
         _resolve_palette(opened, raw_palette)
@@ -165,7 +161,7 @@ def write_image(
             )
         import imagecodecs
 
-        data = bytearray(imagecodecs.png_encode(array))
+        data = bytearray(imagecodecs.png_encode(array, out=array.nbytes + array.nbytes // 64 + 8 * len(array) + 1024))
         if pixel_size is not None:
             data = _with_png_size(data, pixel_size)
         with files.atomic_path(path) as temporary:
@@ -506,6 +502,25 @@ _OPENERS = {
 
 
 # ------------------------------------------------------------------------------------------- to our axes and colours
+
+
+def _drop_single_axes(opened: _Opened) -> None:
+    """Leave out axes of length 1 that are neither Y nor X."""
+    lengths = opened.data.shape
+    order = [i for i, letter in enumerate(opened.axes.upper()) if letter in "YX" or lengths[i] != 1]
+    if len(order) < len(lengths):
+        opened.data = sources.Transposed(opened.data, order)
+        opened.axes = "".join(opened.axes[i] for i in order)
+
+
+def _rename_axes(opened: _Opened, axes: str, path: Path) -> None:
+    """Take the user's word for what the axes are."""
+    if len(set(axes)) != len(axes) or len(axes) != len(opened.axes) or not {"Y", "X"} <= set(axes) <= set("TZYXC"):
+        raise UserError(
+            f"`axes` must name each of the {len(opened.axes)} axes of {path.name}, shape {opened.data.shape}, once, "
+            f"with letters of TZYXC. Received: axes={axes!r}"
+        )
+    opened.axes = axes
 
 
 def _canonical_axes(opened: _Opened, path: Path) -> None:

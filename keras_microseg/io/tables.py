@@ -75,15 +75,12 @@ def _write_csv(path: Path, table: pandas.DataFrame, notes: Mapping[str, Any]) ->
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([_comment_safe(str(name)) for name in table.columns])
         if len(table.columns):
-            table.map(_comment_safe).to_csv(file, header=False, index=False, lineterminator="\n") if _has_text(
-                table
-            ) else table.to_csv(file, header=False, index=False, lineterminator="\n")
+            safe = table.map(_comment_safe) if _has_text(table) else table
+            safe.to_csv(file, header=False, index=False, lineterminator="\n")
 
 
 def _has_text(table: pandas.DataFrame) -> bool:
-    return any(dtype.kind not in "biuf" for dtype in table.dtypes if isinstance(dtype, np.dtype)) or not all(
-        isinstance(dtype, np.dtype) for dtype in table.dtypes
-    )
+    return not all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in table.dtypes)
 
 
 def _comment_safe(value: Any) -> Any:
@@ -108,20 +105,20 @@ def _write_excel(
                 f"{path.name}: {len(sheet)} rows of {name!r} do not fit on an Excel sheet ({EXCEL_ROWS - 1} do). "
                 "Write .csv."
             )
-    book = openpyxl.Workbook(write_only=True)
-    taken: set[str] = set()
     parts: list[tuple[str, list[str], Iterable]] = [("table", list(map(str, table.columns)), _rows(table))]
     parts += [(name, list(map(str, sheet.columns)), _rows(sheet)) for name, sheet in sheets.items()]
     parts.append(("facts", ["name", "value"], [(str(name), _text(value)) for name, value in facts.items()]))
     if units:
         parts.append(("units", ["column", "unit"], list(units.items())))
-    for name, header, rows in parts:
-        sheet = book.create_sheet(_sheet_name(name, taken))
-        sheet.freeze_panes = "A2"
-        sheet.append([_cell(sheet, value) for value in header])
-        for row in rows:
-            sheet.append([_cell(sheet, value) for value in row])
+    taken: set[str] = set()
     with atomic_path(path) as temporary:
+        book = openpyxl.Workbook(write_only=True)
+        for name, header, rows in parts:
+            sheet = book.create_sheet(_sheet_name(name, taken))
+            sheet.freeze_panes = "A2"
+            sheet.append([_cell(sheet, value) for value in header])
+            for row in rows:
+                sheet.append([_cell(sheet, value) for value in row])
         book.save(temporary)
 
 
@@ -130,7 +127,7 @@ def _rows(table: pandas.DataFrame) -> Iterator[tuple]:
 
 
 def _sheet_name(name: str, taken: set[str]) -> str:
-    """A name Excel accepts: 31 letters, none of `[]:*?/\\`, unique."""
+    """A name Excel accepts: at most 31 letters, no reserved signs, unique."""
     base = re.sub(r"[\[\]:*?/\\]+", "_", str(name))[:31].strip("'") or "sheet"
     unique, number = base, 1
     while unique.lower() in taken:
