@@ -92,6 +92,8 @@ def distance_to_background(mask: np.ndarray) -> np.ndarray:
     """
     components = label_components(mask, 8)
     distance = np.zeros(components.shape, np.float32)
+    if not distance.size:
+        return distance
     for number, box in enumerate(ndimage.find_objects(components), start=1):
         box = _grown(box, components.shape, 1)
         inside = components[box] == number
