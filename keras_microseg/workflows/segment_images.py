@@ -233,7 +233,7 @@ def make_segmenter(settings: SegmentSettings, ready: Any = None) -> tuple[Segmen
         def classical(image: Image, diameter: float | None, min_area: float | None) -> tuple[Any, dict[str, Any]]:
             options = {} if min_area is None else {"min_area": min_area}
             if diameter is not None:
-                options["diameter"] = diameter
+                options["min_distance"] = max(2, round(diameter / 6))  # a third of the radius
             return segment_classical(io.read_grey(image), polarity=settings.polarity, **options), {}
 
         return classical, {}
