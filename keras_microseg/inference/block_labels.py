@@ -1,0 +1,266 @@
+"""Maps on disk to instance labels on disk, the same as in memory.
+
+Components and seeds are numbered per block and joined over block faces, so every particle has one number for the whole
+image before any flooding starts. A component with one seed is filled whatever its size; only touching particles are
+flooded, per block with a halo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from keras_microseg.inference.views import DiskArray, dequantize
+from keras_microseg.segmentation.decode import DecodeSettings, separation_landscape
+from keras_microseg.segmentation.labeling import label_components, seeded_watershed
+
+BLOCK = 1024
+HALO = 128
+Slices = tuple[slice, slice]
+
+
+def decode_large(
+    maps: Any,
+    outputs: Sequence[str],
+    settings: DecodeSettings,
+    folder: str | Path,
+    *,
+    block: int = BLOCK,
+    halo: int = HALO,
+) -> tuple[DiskArray, np.ndarray]:
+    """`segmentation.decode.labels_from_maps` for maps on disk: the same particles under the same numbers.
+
+    Equal where the boundary between two touching particles depends on nothing farther than `halo`; particles themselves
+    may be of any size.
+
+    Args:
+        maps: (H, W, C), NumPy or lazy, float or as `quantize` stores them.
+        outputs: name of each channel.
+        settings: as for `labels_from_maps`.
+        folder: for scratch files, 12 bytes per pixel; `small.dat` stays and holds the labels.
+        block: side of a block, px.
+        halo: context of the flooding, px.
+
+    Returns:
+        (H, W) int32 labels on disk, and the area of every label.
+    """
+    shape = tuple(maps.shape[:2])
+    folder = Path(folder)
+    components = DiskArray(folder / "components.dat", shape, np.int32)
+    seeds = DiskArray(folder / "seeds.dat", shape, np.int32)
+    labels = DiskArray(folder / "small.dat", shape, np.int32)
+    try:
+
+        def read(window: Slices) -> tuple[np.ndarray, np.ndarray]:
+            return separation_landscape(dequantize(maps[window], outputs), outputs, settings)
+
+        regions, kernels = _Joined(shape, block), _Joined(shape, block)
+        owner: list[np.ndarray] = [np.zeros(1, np.int64)]  # component of every seed
+        for window in split_blocks(shape, block):
+            mask, landscape = read(window)
+            numbers = regions.add(window, label_components(mask, 4))
+            kernel = kernels.add(window, label_components(mask & (landscape > settings.seed_threshold), 4))
+            components[window], seeds[window] = numbers, kernel
+            owner.append(_first_of(kernel, numbers, kernels.last_count))
+        seed_ids, region_ids = _number(regions, kernels, np.concatenate(owner), settings.min_seed_area)
+        whole, contested = region_ids
+        for window in split_blocks(shape, block):
+            _flood_block(window, shape, halo, components, seeds, labels, seed_ids, whole, contested, read)
+        while any(
+            [_flood_rest(w, shape, halo, components, labels, contested, read) for w in split_blocks(shape, block)]
+        ):
+            pass  # particles larger than the halo grow on from block to block
+        count = int(max(seed_ids.max(), whole.max()))
+        filler = _hole_table(labels, shape, block) if settings.fill else None
+        areas = np.zeros(count + 1, np.int64)
+        for window in split_blocks(shape, block):
+            part = labels[window]
+            if filler is not None:
+                holes = label_components(part == 0, 4)
+                part = np.where(part != 0, part, filler(window, holes)).astype(np.int32)
+                labels[window] = part
+            areas += np.bincount(part.ravel(), minlength=count + 1)
+        kept = areas >= settings.min_area
+        kept &= areas > 0
+        kept[0] = False
+        table = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+        for window in split_blocks(shape, block):
+            labels[window] = table[labels[window]]
+        return labels, np.concatenate([[0], areas[kept]])
+    finally:
+        components.path.unlink(missing_ok=True)
+        seeds.path.unlink(missing_ok=True)
+
+
+class _Joined:
+    """Connected components numbered block by block, and which of the numbers are one component of the whole image.
+
+    Blocks come row by row. Numbers start at 1 and run through the image; `first` is the (row-major) position of the
+    first pixel of each, `areas` its size.
+    """
+
+    def __init__(self, shape: tuple[int, int], block: int):
+        self.shape = shape
+        self.first: list[np.ndarray] = [np.zeros(1, np.int64)]
+        self.areas: list[np.ndarray] = [np.zeros(1, np.int64)]
+        self.pairs: list[np.ndarray] = []
+        self.starts: dict[tuple[int, int], int] = {}
+        self.count = self.last_count = 0
+        self._above = np.zeros(shape[1], np.int64)  # bottom row of the blocks above
+        self._left = np.zeros(block, np.int64)  # right column of the block before
+
+    def add(self, window: Slices, numbers: np.ndarray) -> np.ndarray:
+        """Take the local components (1..n) of a block; returns their numbers in the image."""
+        rows, columns = window
+        n = self.last_count = int(numbers.max(initial=0))
+        flat = numbers.ravel()
+        position = np.flatnonzero(flat)[::-1]
+        first = np.zeros(n + 1, np.int64)
+        first[flat[position]] = position  # the last assignment, the first pixel, stays
+        first = (first // numbers.shape[1] + rows.start) * self.shape[1] + first % numbers.shape[1] + columns.start
+        self.first.append(first[1:])
+        self.areas.append(np.bincount(flat, minlength=n + 1)[1:])
+        self.starts[rows.start, columns.start] = self.count
+        shifted = np.where(numbers > 0, numbers.astype(np.int64) + self.count, 0)
+        self.count += n
+        if rows.start > 0:
+            self._pair(self._above[columns], shifted[0])
+        if columns.start > 0:
+            self._pair(self._left[: shifted.shape[0]], shifted[:, 0])
+        self._above[columns] = shifted[-1]
+        self._left[: shifted.shape[0]] = shifted[:, -1]
+        return shifted.astype(np.int32)
+
+    def _pair(self, one: np.ndarray, other: np.ndarray) -> None:
+        touching = (one > 0) & (other > 0)
+        self.pairs.append(np.unique(np.stack([one[touching], other[touching]], axis=1), axis=0))
+
+    def join(self) -> tuple[np.ndarray, np.ndarray]:
+        """`(group, areas)`: group of every number (0 = none, then in order of first pixels), and pixels per group."""
+        pairs = np.concatenate(self.pairs) if self.pairs else np.zeros((0, 2), np.int64)
+        graph = sparse.coo_array((np.ones(len(pairs), bool), tuple(pairs.T)), shape=(self.count + 1,) * 2)
+        num_groups, group = sparse.csgraph.connected_components(graph, directed=False)
+        first = np.full(num_groups, np.iinfo(np.int64).max)
+        np.minimum.at(first, group, np.concatenate(self.first))
+        first[group[0]] = -1
+        order = np.argsort(first, kind="stable")
+        rank = np.empty(num_groups, np.int64)
+        rank[order] = np.arange(num_groups)
+        group = rank[group]
+        areas = np.bincount(group, np.concatenate(self.areas), minlength=num_groups).astype(np.int64)
+        return group, areas
+
+
+def _number(
+    regions: _Joined, kernels: _Joined, owner: np.ndarray, min_seed_area: float
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Final number of every seed, of every component that is one particle, and which ones several share."""
+    region_of, region_areas = regions.join()
+    seed_of, seed_areas = kernels.join()
+    large = seed_areas >= min_seed_area
+    large[0] = False
+    seed_ids = np.where(large, np.arange(len(large)), 0)[seed_of]
+    groups = len(region_areas)
+    lowest, highest = np.full(groups, np.iinfo(np.int64).max), np.zeros(groups, np.int64)
+    used = seed_ids > 0
+    np.minimum.at(lowest, region_of[owner[used]], seed_ids[used])
+    np.maximum.at(highest, region_of[owner[used]], seed_ids[used])
+    whole = np.where(lowest == highest, highest, 0)
+    unseeded = np.flatnonzero(highest[1:] == 0) + 1
+    whole[unseeded] = seed_ids.max() + np.arange(1, len(unseeded) + 1)
+    contested = highest > lowest
+    return seed_ids.astype(np.int32), (whole[region_of].astype(np.int32), contested[region_of])
+
+
+def _flood_block(window, shape, halo, components, seeds, labels, seed_ids, whole, contested, read) -> None:
+    """Labels of one block: whole components by table, shared ones flooded from their seeds within the halo."""
+    numbers = components[window]
+    part = whole[numbers]
+    own = contested[numbers]
+    if own.any():
+        outer, inner = grown(window, halo, shape)
+        shared = contested[components[outer]]
+        _, landscape = read(outer)
+        flooded = seeded_watershed(-landscape, np.where(shared, seed_ids[seeds[outer]], 0), shared, connectivity=4)
+        part = np.where(own, flooded[inner], part)
+    labels[window] = part
+
+
+def _flood_rest(window, shape, halo, components, labels, contested, read) -> bool:
+    """Grow the labels around into shared components that no seed within the halo has reached; True when any grew."""
+    rest = contested[components[window]] & (labels[window] == 0)
+    if not rest.any():
+        return False
+    outer, inner = grown(window, halo, shape)
+    shared = contested[components[outer]]
+    present = labels[outer]
+    _, landscape = read(outer)
+    part = np.where(rest, seeded_watershed(-landscape, present, shared, connectivity=4)[inner], present[inner])
+    labels[window] = part
+    return bool((part[rest] != 0).any())
+
+
+def _hole_table(labels: DiskArray, shape: tuple[int, int], block: int) -> Callable[[Slices, np.ndarray], np.ndarray]:
+    """Function (window, local background components) -> label of the particle that encloses each pixel, 0 for none."""
+    ground = _Joined(shape, block)
+    edges: list[np.ndarray] = []
+    frame: list[np.ndarray] = []
+    for window in split_blocks(shape, block):
+        outer, inner = grown(window, 1, shape)
+        around = labels[outer]
+        numbers = np.zeros(around.shape, np.int64)
+        local = ground.add(window, label_components(around[inner] == 0, 4))
+        numbers[inner] = local
+        for here, there in (
+            (np.s_[:-1, :], np.s_[1:, :]), (np.s_[1:, :], np.s_[:-1, :]),
+            (np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:, 1:], np.s_[:, :-1]),
+        ):  # fmt: skip
+            edge = (numbers[here] > 0) & (around[there] > 0)
+            edges.append(np.unique(np.stack([numbers[here][edge], around[there][edge]], axis=1), axis=0))
+        rows, columns = window
+        sides = [(rows.start == 0, local[0]), (rows.stop == shape[0], local[-1])]
+        sides += [(columns.start == 0, local[:, 0]), (columns.stop == shape[1], local[:, -1])]
+        frame += [np.unique(side) for at_frame, side in sides if at_frame]
+    group, areas = ground.join()
+    lowest, highest = np.full(len(areas), np.iinfo(np.int64).max), np.zeros(len(areas), np.int64)
+    number, label = np.concatenate(edges).T
+    np.minimum.at(lowest, group[number], label)
+    np.maximum.at(highest, group[number], label)
+    is_hole = lowest == highest
+    is_hole[group[np.concatenate(frame)]] = False
+    is_hole[0] = False
+    filling = np.where(is_hole, highest, 0)[group]
+    starts = ground.starts
+
+    def fill(window: Slices, local: np.ndarray) -> np.ndarray:
+        start = starts[window[0].start, window[1].start]
+        return filling[np.where(local > 0, local.astype(np.int64) + start, 0)]
+
+    return fill
+
+
+def _first_of(kernel: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:
+    """Component that each of the block's `count` seeds lies in."""
+    inside = kernel > 0
+    owner = np.zeros(count, np.int64)
+    if count:
+        owner[kernel[inside] - kernel[inside].min()] = numbers[inside]
+    return owner
+
+
+def split_blocks(shape: tuple[int, int], block: int) -> Iterator[Slices]:
+    """Windows of a regular grid, row by row."""
+    for row in range(0, shape[0], block):
+        for column in range(0, shape[1], block):
+            yield slice(row, min(row + block, shape[0])), slice(column, min(column + block, shape[1]))
+
+
+def grown(window: Slices, margin: int, shape: tuple[int, int]) -> tuple[Slices, Slices]:
+    """A window with a margin inside the image, and the window's place in it."""
+    outer = tuple(slice(max(0, w.start - margin), min(n, w.stop + margin)) for w, n in zip(window, shape, strict=True))
+    inner = tuple(slice(w.start - o.start, w.stop - o.start) for w, o in zip(window, outer, strict=True))
+    return outer, inner

@@ -1,0 +1,171 @@
+"""Arrays read window by window: grey values of a file, an image at another scale, maps and labels on disk."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from keras_microseg import io
+from keras_microseg.checks import FileError, UserError
+from keras_microseg.image import Image
+from keras_microseg.intensity import invert, percentile_limits, stretch
+
+Slices = tuple[slice, ...]
+
+
+class GreyView:
+    """Grey values of a 2D image above its info bar, float32, read as asked for; non-finite pixels are `fill`.
+
+    Args:
+        image: axes `YX`, or `YXC` for colours (one frame: time series and stacks are refused).
+        rows: number of rows that belong to the picture; None = all.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, image: Image, rows: int | None = None):
+        extra = [letter for letter, n in zip(image.axes, image.shape, strict=True) if letter in "TZ" and n > 1]
+        if extra or "Y" not in image.axes or "X" not in image.axes:
+            raise UserError(f"{image.name}: one 2D image is needed. Received: axes={image.axes}, shape={image.shape}.")
+        self.image = image
+        height, width = image.spatial_shape[-2:]
+        self.shape = (height if rows is None else rows, width)
+        if min(self.shape) < 1:
+            raise UserError(f"{image.name}: the image has no pixels. Received: shape={image.shape}")
+        self.fill = percentile_limits(self)[0] if image.dtype.kind == "f" else None
+
+    def __getitem__(self, key: Slices) -> np.ndarray:
+        window = [slice(*part.indices(n)) for part, n in zip(key, self.shape, strict=True)]
+        if len(self.image.spatial_axes) == 3:
+            window.insert(0, slice(0, 1))
+        values = np.asarray(io.read_grey(self.image, tuple(window)), np.float32)
+        values = values.reshape([part.stop - part.start for part in window[-2:]])
+        if getattr(self, "fill", None) is not None:
+            values = np.where(np.isfinite(values), values, np.float32(self.fill))
+        return values
+
+
+class ScaledView:
+    """A 2D array (or one channel of maps) enlarged or reduced by linear interpolation, read as asked for.
+
+    Reducing averages over the pixels that fall into one (a triangle twice as wide), so that no detail aliases.
+    Any window equals the same window of the whole scaled array.
+
+    Args:
+        array: (H, W) array, NumPy or lazy.
+        scale: factor per axis is `shape / array.shape` with `shape = round(scale * array.shape)`, at least one pixel.
+        shape: the shape itself, instead of `scale`.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, array: Any, scale: float = 1.0, shape: Sequence[int] | None = None):
+        self.array = array
+        self.shape = scaled_shape(array.shape, scale) if shape is None else tuple(shape)
+
+    def __getitem__(self, key: Slices) -> np.ndarray:
+        window = [slice(*part.indices(n)) for part, n in zip(key, self.shape, strict=True)]
+        rows, row_weights = _weights(window[0], self.shape[0], self.array.shape[0])
+        columns, column_weights = _weights(window[1], self.shape[1], self.array.shape[1])
+        values = np.asarray(self.array[rows, columns], np.float32)
+        return (column_weights @ (row_weights @ values).T).T.astype(np.float32, copy=False)
+
+
+class StretchedView:
+    """An array stretched to 0..1 by fixed limits, read as asked for; `inverted` exchanges dark and bright."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, array: Any, limits: tuple[float, float], inverted: bool = False):
+        self.array, self.limits, self.inverted, self.shape = array, limits, inverted, tuple(array.shape)
+
+    def __getitem__(self, key: Slices) -> np.ndarray:
+        values = stretch(self.array[key], self.limits)
+        return invert(values) if self.inverted else values
+
+
+class DiskArray:
+    """An array in a scratch file that never occupies memory beyond the window in use.
+
+    The file is mapped for one access at a time. Its space is reserved when it is made, so a full disk is an error then
+    and not a crash later. `shape`, `dtype`, windows in and out as NumPy.
+
+    Raises:
+        FileError: not enough space, or the folder is not writable.
+    """
+
+    def __init__(self, path: str | Path, shape: Sequence[int], dtype: Any, *, keep: bool = False):
+        self.path, self.shape, self.dtype = Path(path), tuple(int(n) for n in shape), np.dtype(dtype)
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if keep and self.path.is_file() and self.path.stat().st_size == size:
+            return
+        with io.write_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.path.parent).free < size:
+                problem = f"the disk is full ({size / 1e9:.1f} GB of scratch space are needed)."
+                raise FileError(self.path, problem, "Free some space or choose another output folder.")
+            with open(self.path, "wb") as file:
+                file.truncate(size)
+                if hasattr(os, "posix_fallocate") and size:
+                    try:
+                        os.posix_fallocate(file.fileno(), 0, size)
+                    except OSError as error:
+                        if error.errno == errno.ENOSPC:
+                            raise
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return np.array(np.memmap(self.path, self.dtype, "r", shape=self.shape)[key])
+
+    def __setitem__(self, key: Any, values: Any) -> None:
+        np.memmap(self.path, self.dtype, "r+", shape=self.shape)[key] = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype)
+
+
+def scaled_shape(shape: Sequence[int], scale: float) -> tuple[int, int]:
+    """Height and width of an image enlarged by `scale`, at least one pixel."""
+    return tuple(max(1, round(n * scale)) for n in shape[:2])
+
+
+def quantize(maps: np.ndarray, outputs: Sequence[str]) -> np.ndarray:
+    """Maps as uint8: 0..1 in steps of 1/255; flow components -1..1 in steps of 1/127 about 128."""
+    is_flow = np.array([name.startswith("flow") for name in outputs])
+    factor, offset = np.where(is_flow, 127, 255).astype(np.float32), np.where(is_flow, 128, 0).astype(np.float32)
+    return np.clip(np.rint(maps * factor + offset), is_flow.astype(np.float32), 255).astype(np.uint8)
+
+
+def dequantize(maps: np.ndarray, outputs: Sequence[str]) -> np.ndarray:
+    """float32 maps of what `quantize` stored; other types are only converted."""
+    if maps.dtype != np.uint8:
+        return maps.astype(np.float32, copy=False)
+    is_flow = np.array([name.startswith("flow") for name in outputs])
+    factor, offset = np.where(is_flow, 127, 255).astype(np.float32), np.where(is_flow, 128, 0).astype(np.float32)
+    return (maps - offset) / factor
+
+
+def _weights(window: slice, size: int, source_size: int) -> tuple[slice, sparse.csr_array]:
+    """Source pixels that a window of the scaled axis needs, and the (window, source) matrix of their weights."""
+    ratio = source_size / size
+    radius = max(1.0, ratio)
+    centres = (np.arange(window.start, window.stop) + 0.5) * ratio - 0.5
+    first = np.floor(centres - radius).astype(np.intp) + 1
+    positions = first[:, np.newaxis] + np.arange(math.ceil(2 * radius))
+    weights = np.maximum(0, 1 - np.abs(positions - centres[:, np.newaxis]) / radius)
+    weights[(positions < 0) | (positions >= source_size)] = 0
+    weights /= weights.sum(axis=1, keepdims=True)
+    positions = np.clip(positions, 0, source_size - 1)
+    start, stop = int(positions.min(initial=source_size)), int(positions.max(initial=0)) + 1
+    rows = np.repeat(np.arange(len(centres)), positions.shape[1])
+    matrix = sparse.csr_array(
+        (weights.astype(np.float32).ravel(), (rows, (positions - start).ravel())), shape=(len(centres), stop - start)
+    )
+    return slice(start, stop), matrix
