@@ -355,6 +355,8 @@ def cut_touching(labels: np.ndarray) -> np.ndarray:
         uint8 mask of the same shape.
     """
     labels = np.asarray(labels)
+    if not labels.size:
+        return np.zeros(labels.shape, np.uint8)
     _, index, areas = _ids_and_areas(labels)
     rank = np.empty(len(areas), np.int64)
     rank[np.argsort(areas, kind="stable")] = np.arange(len(areas))

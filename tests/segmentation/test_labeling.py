@@ -78,9 +78,7 @@ def test_watershed_is_that_of_scikit_image(connectivity, draw_lines):
     expected = segmentation.watershed(
         landscape, seeds, ndimage.generate_binary_structure(2, connectivity // 4), mask=mask, watershed_line=draw_lines
     )
-    result = labeling.seeded_watershed(
-        landscape, seeds, mask, connectivity=connectivity, draw_lines=draw_lines
-    )
+    result = labeling.seeded_watershed(landscape, seeds, mask, connectivity=connectivity, draw_lines=draw_lines)
     assert result.dtype == np.int32 and np.array_equal(result, expected)
 
 
