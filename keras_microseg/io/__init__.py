@@ -4,7 +4,8 @@ Readers of single formats are imported when a file needs them; this package itse
 """
 
 from keras_microseg.io.files import atomic_path, find_images, natural_key, write_errors
-from keras_microseg.io.images import guess_axes, open_image, read_grey, write_image
+from keras_microseg.io.formats import guess_axes
+from keras_microseg.io.images import open_image, read_grey, write_image
 from keras_microseg.io.info_bar import find_info_bar
 from keras_microseg.io.labels import read_labels, write_labels
 from keras_microseg.io.tables import write_table

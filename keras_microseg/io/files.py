@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from keras_microseg.checks import FileError, UserError
+from keras_microseg.io import sources
 
 SUFFIXES = (
     ".tif", ".tiff", ".btf", ".tf8", ".tf2", ".png", ".jpg", ".jpeg", ".bmp", ".gif",
@@ -119,6 +120,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
                 if not temporary.is_dir() or not (is_zarr(path) or not any(path.iterdir())):
                     raise FileError(path, "it is a folder.", "Choose another file name.")
                 shutil.rmtree(path)
+            sources.release(path)
             os.replace(temporary, path)
     finally:
         _remove(temporary)

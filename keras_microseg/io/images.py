@@ -1,43 +1,24 @@
 """Opening images of many formats lazily, and writing them.
 
-The format is known from the first bytes, not from the name. Pixels keep their stored type (8 to 64 bits, integer or
-float); nothing is scaled. Axes come out as `T Z Y X C`, channels last.
+Pixels keep their stored type (8 to 64 bits, integer or float); nothing is scaled. Axes come out as `T Z Y X C`,
+channels last.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_microseg.checks import FileError, UserError, check_number
-from keras_microseg.image import Image, LazyArray, PixelSize, normalize_unit
-from keras_microseg.io import files, metadata, sources
+from keras_microseg.checks import FileError, UserError
+from keras_microseg.image import Image, PixelSize
+from keras_microseg.io import files, formats, metadata, sources
 
 RARE_COLOUR = 0.01
 """Largest share of pixels that may use coloured entries of a grey palette (marks drawn by the microscope)."""
-
-_SIGNATURES = {
-    b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\x89PNG\r\n\x1a\n": "PNG",
-    b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF", b"\x89HDF\r\n\x1a\n": "HDF5", b"\x93NUMPY": "NumPy",
-}  # fmt: skip
-
-
-@dataclasses.dataclass
-class _Opened:
-    """What a format's reader finds: pixels, their axes and the headers."""
-
-    data: LazyArray
-    axes: str
-    found: metadata.HeaderFacts
-    palette: np.ndarray | None = None
-    white_is_zero: bool = False
 
 
 def open_image(
@@ -73,9 +54,9 @@ def open_image(
         FileError: missing, unreadable, truncated or of an unknown format.
     """
     path = Path(path)
-    kind = _kind_of(path)
+    kind = formats.kind_of(path)
     with sources.reading(path):
-        opened = _OPENERS[kind](str(path), series=series, dataset=dataset)
+        opened = formats.OPENERS[kind](str(path), series=series, dataset=dataset)
         _drop_single_axes(opened)
         if axes is not None:
             _rename_axes(opened, axes.upper(), path)
@@ -142,7 +123,7 @@ def write_image(
         UserError: an ending or data type that cannot be written.
     """
     path, array = Path(path), np.asarray(array)
-    axes = guess_axes(array.shape, path) if axes is None else axes
+    axes = formats.guess_axes(array.shape, path) if axes is None else axes
     if len(axes) != array.ndim:
         raise UserError(f"`axes` must name every axis. Received: axes={axes!r} for shape {array.shape}")
     suffix = path.suffix.lower()
@@ -248,263 +229,10 @@ def _with_png_size(data: bytearray, pixel_size: PixelSize) -> bytearray:
     return data[:33] + chunk + data[33:]
 
 
-def guess_axes(shape: Sequence[int], path: Any = "array") -> str:
-    """Axes of a bare array: 2-D `YX`; 3-D `YXC` when the last axis is at most 4, else `ZYX`; 4-D `TZYX` or `ZYXC`."""
-    has_channels = len(shape) > 2 and shape[-1] <= 4 < min(shape[-3:-1])
-    axes = {2: "YX", 3: "YXC" if has_channels else "ZYX", 4: "ZYXC" if has_channels else "TZYX"}.get(len(shape))
-    if axes is None:
-        raise FileError(path, f"an array of {len(shape)} axes is not an image.", "2 to 4 axes can be read.")
-    return axes
-
-
-# ------------------------------------------------------------------------------------------------------- one format
-
-
-def _kind_of(path: Path) -> str:
-    """The format, told by the first bytes."""
-    if files.is_zarr(path):
-        return "Zarr"
-    if path.is_dir():
-        raise FileError(path, "is a folder, not an image.", "Name a file, or use find_images for the files in it.")
-    with sources.reading(path):
-        with open(path, "rb") as file:
-            head = file.read(1024)
-    if not head:
-        raise FileError(path, "is empty (0 bytes).", "Copy or export the file again.")
-    for signature, kind in _SIGNATURES.items():
-        if head.startswith(signature) and (signature != b"BM" or len(head) > 26):
-            return kind
-    is_text = not any(byte < 9 or 13 < byte < 27 for byte in head)
-    looks = "It looks like text." if is_text else "Its content is of an unknown format."
-    remedy = f"Save it as {'TIFF, PNG or another image format'}; known are TIFF, PNG, JPEG, BMP, GIF, HDF5, Zarr, .npy."
-    raise FileError(path, f"is not an image. {looks}", remedy)
-
-
-def _open_tiff(path: str, *, series: int, dataset: str | None) -> _Opened:
-    import tifffile
-
-    with tifffile.TiffFile(path) as tif:
-        number = len(tif.series)
-        if not number:
-            raise FileError(path, "holds no image.", "Copy or export the file again.")
-        check_number("series", series, minimum=0, maximum=number - 1, integer=True)
-        chosen = tif.series[series]
-        shape, axes = tuple(chosen.get_shape(False)), chosen.get_axes(False)
-        page = chosen.keyframe
-        if chosen.dtype is None:
-            raise FileError(path, "has pixels of an unknown type.", "Save it as 8, 16 or 32 bit TIFF.")
-        _check_complete(path, chosen, tif)
-        found = metadata.tiff_facts(tif, series)
-        is_mapped = chosen.dataoffset is not None and not getattr(chosen, "is_multifile", False)
-        is_plain = shape[len(shape) - len(page.shape) :] == tuple(page.shape)
-        pages = int(np.prod(shape[: len(shape) - len(page.shape)], dtype=np.int64)) if is_plain else -1
-        dtype = np.dtype(chosen.dtype)
-        if is_mapped:
-            data: LazyArray = sources.MappedFile(path, chosen.dataoffset, dtype.newbyteorder(tif.byteorder), shape)
-        elif is_plain and pages == len(chosen) and not getattr(chosen, "is_multifile", False):
-            data = sources.TiffSegments(path, series, shape, dtype)
-        else:
-            decode = functools.partial(sources.decode_tiff_series, series=series, shape=shape)
-            data = sources.DecodedFile(path, decode, shape, dtype.newbyteorder("="))
-        palette = page.colormap if page.photometric == 3 else None
-        if page.photometric == 2 or page.extrasamples:
-            found.facts["alpha"] = bool(page.extrasamples)
-        if page.compression not in (None, 1):
-            found.facts["compression"] = getattr(page.compression, "name", str(page.compression)).lower()
-        if int(page.tags.valueof(274, default=1)) != 1:
-            found.warnings.append("the header asks to turn the image; it is read as stored")
-        if number > 1:
-            found.facts["series"] = f"{series} of 0..{number - 1}"
-        description = tif.imagej_metadata or {}
-        if "Info" in description:
-            found.facts["info"] = str(description["Info"])
-        return _Opened(data, axes, found, palette, white_is_zero=page.photometric == 0)
-
-
-def _check_complete(path: str, series: Any, tif: Any) -> None:
-    """Refuse a TIFF whose pixels do not lie inside the file."""
-    size = tif.filehandle.size
-    end = 0
-    if series.dataoffset is not None:
-        end = (
-            series.dataoffset + int(np.prod(series.get_shape(False), dtype=np.int64)) * np.dtype(series.dtype).itemsize
-        )
-    elif not getattr(series, "is_multifile", False):
-        for page in series.pages:
-            if page is not None and page.dataoffsets:
-                end = max(end, max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))))
-    if end > size:
-        raise FileError(
-            path, f"is truncated: its pixels end at byte {end}, the file at {size}.", "Copy or export the file again."
-        )
-
-
-def _open_with_pillow(path: str, *, series: int, dataset: str | None) -> _Opened:
-    with _pillow(path) as opened:
-        mode, (width, height) = opened.mode, opened.size
-        frames = getattr(opened, "n_frames", 1) if opened.format != "MPO" else 1
-        info, palette = dict(opened.info), None
-        deep = _png_depth(path) == 16 and mode not in ("I;16", "I;16B", "I")
-        if frames == 1 and mode == "P" and not deep:
-            flat = np.array(opened.getpalette("RGB"), np.uint8).reshape(-1, 3)
-            palette = flat.T.astype(np.uint16) * 257
-    channels, dtype = _PILLOW_TYPES.get(mode, (3, np.uint8))
-    if frames > 1:
-        channels, dtype = 3, np.uint8
-    if deep:
-        channels, dtype = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode], np.uint16
-    shape = ((frames,) if frames > 1 else ()) + (height, width) + ((channels,) if channels > 1 else ())
-    axes = ("T" if frames > 1 else "") + "YX" + ("C" if channels > 1 else "")
-    found = metadata.HeaderFacts()
-    if channels > 1:
-        found.facts["alpha"] = channels in (2, 4)
-    dpi = info.get("dpi")
-    if dpi and len(dpi) == 2:
-        found.merge(metadata.resolution_facts(float(dpi[1]), float(dpi[0]), "inch", "resolution in the file header"))
-    decode = functools.partial(_decode_picture, frames=frames, deep=deep)
-    return _Opened(sources.DecodedFile(path, decode, shape, dtype), axes, found, palette)
-
-
-_PILLOW_TYPES = {
-    "1": (1, bool), "L": (1, np.uint8), "P": (1, np.uint8), "I;16": (1, np.uint16), "I;16B": (1, np.uint16),
-    "I": (1, np.int32), "F": (1, np.float32), "LA": (2, np.uint8), "RGB": (3, np.uint8), "RGBA": (4, np.uint8),
-    "PA": (4, np.uint8), "RGBX": (3, np.uint8),
-}  # fmt: skip
-
-
-def _decode_picture(path: str, frames: int, deep: bool) -> np.ndarray:
-    """All pixels of a PNG, JPEG, BMP or GIF."""
-    if deep:  # Pillow would squeeze 16-bit colour to 8 bits
-        import imagecodecs
-
-        return imagecodecs.png_decode(Path(path).read_bytes())
-    with _pillow(path) as opened:
-        if frames > 1:
-            pictures = []
-            for frame in range(frames):
-                opened.seek(frame)
-                pictures.append(np.asarray(opened.convert("RGB")))
-            return np.stack(pictures)
-        opened.load()
-        kind = "RGBA" if opened.mode == "PA" else opened.mode if opened.mode in _PILLOW_TYPES else "RGB"
-        kind = "RGB" if kind == "RGBX" else kind
-        picture = opened if kind == opened.mode else opened.convert(kind)
-        array = np.asarray(picture)
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-@contextlib.contextmanager
-def _pillow(path: str) -> Iterator[Any]:
-    """An open `PIL.Image` without the limit on size (micrographs are not decompression bombs)."""
-    import PIL.Image
-
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    PIL.Image.MAX_IMAGE_PIXELS = None
-    try:
-        with PIL.Image.open(path) as opened:
-            yield opened
-    finally:
-        PIL.Image.MAX_IMAGE_PIXELS = limit
-
-
-def _png_depth(path: str) -> int:
-    """Bits per channel of a PNG, 0 for other formats."""
-    with open(path, "rb") as file:
-        head = file.read(26)
-    return head[24] if head.startswith(b"\x89PNG") and len(head) == 26 else 0
-
-
-def _open_numpy(path: str, *, series: int, dataset: str | None) -> _Opened:
-    with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read_header(file)
-        offset = file.tell()
-    if dtype.hasobject:
-        raise FileError(path, "holds Python objects, not pixels.", "Save a plain numeric array.")
-    if offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > os.path.getsize(path):
-        raise FileError(path, "is truncated.", "Copy or save the file again.")
-    axes = guess_axes(shape, path)
-    data: LazyArray = sources.MappedFile(path, offset, dtype, shape[::-1] if is_fortran else shape)
-    if is_fortran:
-        data = sources.Transposed(data, range(len(shape))[::-1])
-    return _Opened(data, axes, metadata.HeaderFacts())
-
-
-def _open_hdf5(path: str, *, series: int, dataset: str | None) -> _Opened:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        names: list[str] = []
-        if dataset is None:
-            file.visititems(lambda name, item: names.append(name) if _is_picture(item, h5py.Dataset) else None)
-        elif dataset in file and isinstance(file[dataset], h5py.Dataset):
-            names = [dataset]
-        name = _only(names, dataset, path)
-        array = file[name]
-        found = metadata.HeaderFacts()
-        size = array.attrs.get("element_size_um")
-        if size is not None and np.ndim(size) == 1 and len(size) in (2, 3):
-            found.add_size(size, "um", f"HDF5 attribute element_size_um of {name}")
-        found.facts["dataset"] = name
-        return _Opened(sources.Hdf5Dataset(path, name, array.shape, array.dtype), guess_axes(array.shape, path), found)
-
-
-def _is_picture(item: Any, kind: type) -> bool:
-    return isinstance(item, kind) and 2 <= len(item.shape) <= 4 and item.dtype.kind in "buif"
-
-
-def _only(names: list[str], asked: str | None, path: str) -> str:
-    """The one array of a file, or an error that lists the choice."""
-    if len(names) == 1:
-        return names[0]
-    if asked is not None:
-        raise FileError(path, f"has no dataset {asked!r}.", "Open it without `dataset` to see the names.")
-    if not names:
-        raise FileError(path, "holds no array of 2 to 4 axes.", "Check the file.")
-    raise FileError(path, f"holds several arrays: {', '.join(names[:20])}.", f"Choose one, e.g. dataset={names[0]!r}.")
-
-
-def _open_zarr(path: str, *, series: int, dataset: str | None) -> _Opened:
-    import zarr
-
-    opened, found, axes, name = zarr.open(path, mode="r"), metadata.HeaderFacts(), None, ""
-    if isinstance(opened, zarr.Group):
-        scales = dict(opened.attrs.get("ome", opened.attrs)).get("multiscales")
-        if scales and dataset is None:
-            first = scales[0]["datasets"][0]
-            name = first["path"]
-            named = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales[0].get("axes", [])]
-            axes = "".join(str(axis["name"])[:1].upper() for axis in named) or None
-            for step in first.get("coordinateTransformations", []):
-                spatial = [i for i, axis in enumerate(named) if str(axis["name"]).lower() in "zyx"]
-                if step.get("type") == "scale" and spatial:
-                    with contextlib.suppress(UserError):
-                        unit = normalize_unit(named[spatial[-1]].get("unit", "px"))
-                        sizes = [step["scale"][i] for i in spatial]
-                        found.add_size(sizes, unit, "OME-Zarr, coordinateTransformations")
-        elif dataset is None:
-            name = _only([key for key, item in opened.members(None) if _is_picture(item, zarr.Array)], None, path)
-        else:
-            name = dataset if dataset in opened else _only([], dataset, path)
-        found.facts["dataset"] = name
-    array = opened[name] if name else opened
-    if not isinstance(array, zarr.Array):
-        raise FileError(path, f"{name!r} is a group, not an array.", "Name one of its arrays with `dataset`.")
-    data = sources.ZarrArray(path, name, array.shape, array.dtype)
-    return _Opened(data, axes or guess_axes(array.shape, path), found)
-
-
-_OPENERS = {
-    "TIFF": _open_tiff, "PNG": _open_with_pillow, "JPEG": _open_with_pillow, "BMP": _open_with_pillow,
-    "GIF": _open_with_pillow, "HDF5": _open_hdf5, "Zarr": _open_zarr, "NumPy": _open_numpy,
-}  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------- to our axes and colours
 
 
-def _drop_single_axes(opened: _Opened) -> None:
+def _drop_single_axes(opened: formats.Opened) -> None:
     """Leave out axes of length 1 that are neither Y nor X."""
     lengths = opened.data.shape
     order = [i for i, letter in enumerate(opened.axes.upper()) if letter in "YX" or lengths[i] != 1]
@@ -513,7 +241,7 @@ def _drop_single_axes(opened: _Opened) -> None:
         opened.axes = "".join(opened.axes[i] for i in order)
 
 
-def _rename_axes(opened: _Opened, axes: str, path: Path) -> None:
+def _rename_axes(opened: formats.Opened, axes: str, path: Path) -> None:
     """Take the user's word for what the axes are."""
     if len(set(axes)) != len(axes) or len(axes) != len(opened.axes) or not {"Y", "X"} <= set(axes) <= set("TZYXC"):
         raise UserError(
@@ -523,7 +251,7 @@ def _rename_axes(opened: _Opened, axes: str, path: Path) -> None:
     opened.axes = axes
 
 
-def _canonical_axes(opened: _Opened, path: Path) -> None:
+def _canonical_axes(opened: formats.Opened, path: Path) -> None:
     """Rename, reorder and drop axes until they are a selection of `TZYXC` in this order."""
     shape, letters = opened.data.shape, list(opened.axes.upper())
     if 0 in shape:
@@ -551,12 +279,12 @@ def _canonical_axes(opened: _Opened, path: Path) -> None:
     opened.axes = "".join(letters[axis] for axis in order)
 
 
-def _check_type(opened: _Opened, path: Path) -> None:
+def _check_type(opened: formats.Opened, path: Path) -> None:
     if opened.data.dtype.kind not in "buif":
         raise FileError(path, f"has pixels of type {opened.data.dtype}.", "Save integers or real numbers.")
 
 
-def _resolve_palette(opened: _Opened, raw: bool) -> None:
+def _resolve_palette(opened: formats.Opened, raw: bool) -> None:
     """Replace palette indices by grey values or colours, as `open_image` states."""
     if opened.palette is None or raw or opened.axes.endswith("C"):
         return

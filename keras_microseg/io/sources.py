@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,20 @@ class DecodedFile(LazyArray):
         return array
 
 
+@contextlib.contextmanager
+def tifffile_messages() -> Iterator[list[str]]:
+    """What tifffile logs meanwhile, instead of on the terminal."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage()[:200])  # type: ignore[method-assign]
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
+
+
 def open_tiff(path: str) -> Any:
     """`tifffile.TiffFile` of `path`."""
     import tifffile
@@ -172,7 +187,7 @@ class TiffSegments(LazyArray):
         self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype).newbyteorder("=")
 
     def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
-        with reading(self.path):
+        with reading(self.path), tifffile_messages():
             series = open_file(self.path, open_tiff).series[self.series]
             page_ndim = len(series.keyframe.shape)
             leading = len(self.shape) - page_ndim
@@ -232,7 +247,8 @@ class TiffSegments(LazyArray):
 
 def decode_tiff_series(path: str, series: int, shape: tuple[int, ...]) -> np.ndarray:
     """The whole series as one array, for the rare layouts `TiffSegments` does not read."""
-    array = open_file(path, open_tiff).series[series].asarray().reshape(shape)
+    with tifffile_messages():
+        array = open_file(path, open_tiff).series[series].asarray().reshape(shape)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import stat
 
 import numpy as np
@@ -91,7 +90,7 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path):
     ],
 )
 def test_system_errors_become_advice(tmp_path, code, words):
-    with pytest.raises(FileError, match=f"^{tmp_path}/a.tif: {words}"), atomic_path(tmp_path / "a.tif") as temporary:
+    with pytest.raises(FileError, match=f"a.tif: {words}"), atomic_path(tmp_path / "a.tif") as temporary:
         temporary.write_bytes(b"half")
         raise OSError(code, os.strerror(code))
     assert list(tmp_path.iterdir()) == []
@@ -128,6 +127,7 @@ def write_everything(folder):
 
 def test_writers_that_hit_the_end_of_the_disk_leave_nothing(tmp_path):
     """A real failing write: the system stops files at 50 kB."""
+    resource = pytest.importorskip("resource")
     writers = list(write_everything(tmp_path))
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     for name, write in writers:

@@ -16,7 +16,7 @@ from keras_microseg.io import open_image, read_grey, sources, write_image
 def pixels(shape, dtype, seed=0):
     rng = np.random.default_rng(seed)
     dtype = np.dtype(dtype)
-    if dtype == bool:
+    if dtype.kind == "b":
         return rng.random(shape) > 0.5
     if dtype.kind == "f":
         return rng.normal(size=shape).astype(dtype)
@@ -437,3 +437,45 @@ def test_damaged_bytes_give_a_file_error_or_pixels(tmp_path, seed):
         assert open_image(path).read((slice(0, 5), slice(0, 5))).ndim >= 2
     except FileError as error:
         assert str(error).startswith(str(path))
+
+
+def test_what_tifffile_complains_of_is_kept_with_the_image(real_data, caplog, capfd):
+    """These files state the shape (512, 512, 3) for pages of 4 samples; the page is right."""
+    image = open_image(real_data / "nasa_superalloy" / "val_annot" / "spot1_0d_0_mask.tif")
+    assert image.shape == (512, 512, 4) and image.read().shape == (512, 512, 4)
+    assert capfd.readouterr().err == ""
+
+
+def test_an_open_file_is_let_go_before_it_is_replaced(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels((40, 50), "u2"), compression="zlib")
+    image = open_image(path)
+    image.read()
+    write_image(path, pixels((40, 50), "u2", seed=5))
+    np.testing.assert_array_equal(open_image(path).read(), pixels((40, 50), "u2", seed=5))
+
+
+def test_threads_share_blocks_not_handles(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    array = pixels((200, 220), "u2")
+    tifffile.imwrite(tmp_path / "a.tif", array, tile=(16, 16), compression="zlib")
+    image = open_image(tmp_path / "a.tif")
+    sources.block_memory.clear()
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda y: image.read((slice(y, y + 10), slice(None))), range(0, 200, 10)))
+    np.testing.assert_array_equal(np.concatenate(parts), array)
+
+
+def test_the_fourth_channel_is_alpha_only_where_it_is(tmp_path):
+    array = pixels((4, 20, 30), "u2")
+    tifffile.imwrite(tmp_path / "a.ome.tif", array, metadata={"axes": "CYX"}, photometric="minisblack")
+    np.testing.assert_allclose(read_grey(open_image(tmp_path / "a.ome.tif")), array.mean(0), rtol=1e-6)
+    rgba = pixels((20, 30, 4), "u1")
+    for extra in ("unassalpha", "unspecified"):
+        tifffile.imwrite(tmp_path / "b.tif", rgba, photometric="rgb", extrasamples=[extra])
+        np.testing.assert_allclose(read_grey(open_image(tmp_path / "b.tif")), rgba[..., :3].mean(-1), rtol=1e-6)
+    write_image(tmp_path / "c.png", rgba)
+    np.testing.assert_allclose(read_grey(open_image(tmp_path / "c.png")), rgba[..., :3].mean(-1), rtol=1e-6)
+    np.save(tmp_path / "d.npy", rgba[..., :3])
+    assert read_grey(open_image(tmp_path / "d.npy"), (slice(3, 9), slice(1, 3))).shape == (6, 2)

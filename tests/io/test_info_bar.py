@@ -35,7 +35,8 @@ def with_bar(array, row, background, ink, *, frame=False, last=None, seed=1):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("background", "ink", "frame"), [(0, 255, False), (0, 243, True), (255, 0, False), (255, 0, True), (128, 255, False)]
+    ("background", "ink", "frame"),
+    [(0, 255, False), (0, 243, True), (255, 0, False), (255, 0, True), (128, 255, False)],
 )  # fmt: skip
 def test_bars_of_all_colours(seed, background, ink, frame):
     array = picture(480, 640, seed, level=[90, 160, 30][seed])
@@ -105,12 +106,8 @@ def test_mixed_images(real_data):
         found, expected = find_info_bar(open_image(path)), known.get(path.stem)
         assert (found is None) == (expected is None), path.name
         assert expected is None or abs(found - expected) <= 2
-    folders = [
-        real_data / "ampis_powder" / "images",
-        real_data / "nasa_superalloy" / "train",
-        real_data / "nasa_ebc" / "train",
-    ]
-    for path in find_images(folders):
+    folders = ["ampis_powder/images", "nasa_superalloy/train", "nasa_ebc/train", "nasa_meltpool/train"]
+    for path in find_images([real_data / folder for folder in folders]):
         assert find_info_bar(open_image(path)) is None, path.name
 
 

@@ -59,7 +59,8 @@ def test_fei(tmp_path, code):
 
 
 def test_thermo_xml(tmp_path):
-    xml = '<Metadata><BinaryResult><PixelSize><X unit="m">3e-9</X><Y unit="m">4e-9</Y></PixelSize></BinaryResult></Metadata>'
+    sizes = '<PixelSize><X unit="m">3e-9</X><Y unit="m">4e-9</Y></PixelSize>'
+    xml = f"<Metadata><BinaryResult>{sizes}</BinaryResult></Metadata>"
     check(open_image(tiff(tmp_path / "a.tif", tags=[text_tag(34683, xml)])), (4, 3), "nm", "Thermo Fisher XML")
 
 
