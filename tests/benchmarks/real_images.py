@@ -159,8 +159,8 @@ def model_function(path: str | None = None) -> SegmentFunction:
     """The shipped network, or the one in the file `path`."""
     from keras_microseg.inference import Segmenter
 
-    segmenter = Segmenter(path) if path else Segmenter()
-    return lambda image: np.asarray(getattr(result := segmenter(image), "labels", result))
+    segmenter = Segmenter(path or "default")
+    return lambda image: segmenter.segment(image).labels
 
 
 def _load_bam(folder: Path) -> Iterator[Sample]:
