@@ -1,0 +1,89 @@
+"""Smooth random fields: the noise behind agglomeration, textures and uneven backgrounds."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+
+def noise_field(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    scale: float,
+    octaves: int = 1,
+    stretch: float = 1.0,
+) -> np.ndarray:
+    """Random field with zero mean and unit standard deviation.
+
+    White noise on a coarse grid, enlarged by cubic splines (value noise); each further octave has half the scale and
+    half the weight.
+
+    Args:
+        rng: random source.
+        shape: (height, width), px.
+        scale: correlation length, px.
+        octaves: number of layers.
+        stretch: correlation length along x over that along y.
+
+    Returns:
+        float32 array of `shape`.
+    """
+    height, width = shape
+    total = np.zeros(shape, np.float32)
+    for octave in range(octaves):
+        step = max(scale / 2**octave, 1.0)
+        step_y, step_x = max(step / np.sqrt(stretch), 1.0), max(step * np.sqrt(stretch), 1.0)
+        rows, columns = int(np.ceil(height / step_y)) + 3, int(np.ceil(width / step_x)) + 3
+        coarse = rng.standard_normal((rows, columns), dtype=np.float32)
+        if step_y > 1 or step_x > 1:
+            offset_y, offset_x = rng.random(2)
+            y = np.arange(height) / step_y + offset_y + 0.5
+            x = np.arange(width) / step_x + offset_x + 0.5
+            coarse = _spline_rows(_spline_rows(coarse, y).T, x).T
+        total += coarse[:height, :width] * np.float32(0.5**octave)
+    total -= total.mean()
+    deviation = total.std()
+    return total / deviation if deviation > 0 else total
+
+
+def _spline_rows(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Cubic Catmull-Rom interpolation along the first axis at positions `at` (>= 0.5, <= len - 1.5)."""
+    base = np.floor(at).astype(int)
+    t = (at - base).astype(np.float32)[:, None]
+    last = len(values) - 1
+    p0, p1, p2, p3 = (values[np.clip(base + shift, 0, last)] for shift in (-1, 0, 1, 2))
+    return p1 + 0.5 * t * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
+
+
+def curve_field(rng: np.random.Generator, shape: tuple[int, int], scale: float, width: float) -> np.ndarray:
+    """Thin bright curves (wrinkles, scratches, film edges) in patches.
+
+    1 on the zero lines of a noise field, falling off sideways.
+
+    Args:
+        rng: random source.
+        shape: (height, width), px.
+        scale: correlation length of the underlying field, px.
+        width: half width of the lines, px.
+
+    Returns:
+        float32 array in 0..1.
+    """
+    return line_field(rng, shape, scale, width) * np.clip(noise_field(rng, shape, scale * 2), 0, 1)
+
+
+def line_field(rng: np.random.Generator, shape: tuple[int, int], scale: float, width: float) -> np.ndarray:
+    """As `curve_field`, but everywhere: a net of lines with meshes of about `scale` pixels."""
+    field = noise_field(rng, shape, scale)
+    slope = np.hypot(*np.gradient(field)) + 0.3 / scale
+    return np.exp(-((field / (slope * width)) ** 2)).astype(np.float32)
+
+
+def smooth_steps(rng: np.random.Generator, shape: tuple[int, int], scale: float) -> np.ndarray:
+    """A field of soft-edged regions, roughly two-valued (phases of a substrate, film thickness), -1..1."""
+    return np.tanh(4 * noise_field(rng, shape, scale, octaves=2)).astype(np.float32)
+
+
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur with reflection at the frame; `sigma` <= 0 returns the input."""
+    return ndimage.gaussian_filter(image, sigma, mode="reflect", truncate=3.0) if sigma > 0 else image
