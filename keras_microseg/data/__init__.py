@@ -1,0 +1,1 @@
+"""Training data: datasets, augmentation, target maps."""
