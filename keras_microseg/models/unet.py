@@ -1,0 +1,55 @@
+"""U-Net (Ronneberger et al. 2015, arXiv:1505.04597) with batch normalization and "same" padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+
+from keras_microseg import layers
+
+
+def unet(
+    input_shape: tuple[int | None, int | None, int] = (None, None, 1),
+    num_outputs: int = 1,
+    filters: Sequence[int] = (16, 32, 64, 128, 256),
+    activation: str | None = "sigmoid",
+    name: str = "unet",
+) -> keras.Model:
+    """Encoder-decoder with skip connections.
+
+    Args:
+        input_shape: (height, width, channels); height and width may be None, and must be multiples of
+            `2 ** (len(filters) - 1)` when the model is called.
+        num_outputs: channels of the result.
+        filters: channels per level, finest first; the last is the bottom.
+        activation: of the result; it is computed in float32 whatever the precision policy.
+        name: model name.
+
+    Returns:
+        Functional model (N, H, W, channels) -> (N, H, W, num_outputs) float32.
+    """
+    inputs = keras.Input(input_shape, name="image")
+    x = inputs
+    skips = []
+    for level, width in enumerate(filters[:-1]):
+        x = _double_conv(x, width, f"down{level}")
+        skips.append(x)
+        x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
+    x = _double_conv(x, filters[-1], "bottom")
+    for level in reversed(range(len(skips))):
+        x = layers.UpSampling2D(2, name=f"up{level}_upsample")(x)
+        x = keras.layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
+        x = _double_conv(x, filters[level], f"up{level}")
+    outputs = layers.Conv2D(num_outputs, 1, activation=activation, dtype="float32", name="maps")(x)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def _double_conv(x, width: int, name: str):
+    for part in ("a", "b"):
+        x = layers.Conv2D(
+            width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_{part}"
+        )(x)
+        x = layers.BatchNorm(name=f"{name}_{part}_norm")(x)
+        x = keras.layers.ReLU(name=f"{name}_{part}_relu")(x)
+    return x
