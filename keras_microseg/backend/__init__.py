@@ -27,6 +27,9 @@ The port:
     `compile_predict(model) -> predict`
         `predict(array)`: NumPy in, NumPy out, one compiled inference call per input shape (keep to one or two shapes).
         The current weights are used, also after further training.
+    `get_random_state() -> uint8 array`, `set_random_state(seed or array)`
+        Random state outside of variables: on PyTorch, layers without a seed of their own (dropout) draw from its global
+        generators. Empty elsewhere.
     `fused_batch_norm(x, gamma, beta, epsilon, mean=None, variance=None) -> (y, mean, variance)`
         Batch normalization over the last axis: by the given statistics, or, without them, by those of the batch, which
         are returned cut off from the graph (`variance` is the biased one). None where Keras' own path is as fast.
@@ -58,7 +61,9 @@ _PORT = (
     "compile_step",
     "configure_device",
     "fused_batch_norm",
+    "get_random_state",
     "input_gradient",
+    "set_random_state",
     "upsample_nearest",
     "value_and_grad",
 )

@@ -151,6 +151,15 @@ def compile_predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     return predict
 
 
+def get_random_state() -> np.ndarray:
+    """Nothing: Keras keeps all random state in variables here; see `keras_microseg.backend`."""
+    return np.zeros(0, np.uint8)
+
+
+def set_random_state(state: int | np.ndarray) -> None:
+    """Nothing to do, see `get_random_state`."""
+
+
 def _scope(variables: Sequence, values: Sequence) -> keras.StatelessScope:
     return _ClosedScope(variables, values, outer=get_stateless_scope())
 

@@ -94,3 +94,12 @@ def compile_predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
         return keras.tree.map_structure(lambda tensor: tensor.numpy(), forward(tf.convert_to_tensor(array)))
 
     return predict
+
+
+def get_random_state() -> np.ndarray:
+    """Nothing: Keras keeps all random state in variables here; see `keras_microseg.backend`."""
+    return np.zeros(0, np.uint8)
+
+
+def set_random_state(state: int | np.ndarray) -> None:
+    """Nothing to do, see `get_random_state`."""

@@ -83,6 +83,23 @@ def compile_predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     return predict
 
 
+def get_random_state() -> np.ndarray:
+    """State of the global generators, which unseeded Keras layers draw from; see `keras_microseg.backend`."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
+    return torch.cat(states).numpy()
+
+
+def set_random_state(state: int | np.ndarray) -> None:
+    """Seed the global generators or restore their state; see `keras_microseg.backend`."""
+    if isinstance(state, int):
+        torch.manual_seed(state)
+        return
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(torch.from_numpy(np.array(state[:size])))
+    if torch.cuda.is_available() and len(state) > size:
+        torch.cuda.set_rng_state(torch.from_numpy(np.array(state[size:])))
+
+
 def fused_batch_norm(
     x: torch.Tensor, gamma: Any, beta: Any, epsilon: float, mean: Any = None, variance: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,14 +11,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_microseg import io
+from keras_microseg import backend, io
 from keras_microseg.checks import FileError
 
 _FORMAT = 1
 
 
 def save_checkpoint(path: str | Path, variables: Mapping[str, Sequence], state: Mapping[str, Any]) -> None:
-    """Write variables and state; a reader finds the old file or the new one, never a part of it.
+    """Write variables, the framework's random state, and `state`.
+
+    A reader finds the old file or the new one, never a part of it.
 
     Args:
         path: file, `.npz`.
@@ -33,13 +35,14 @@ def save_checkpoint(path: str | Path, variables: Mapping[str, Sequence], state: 
         for name, group in variables.items()
         for i, variable in enumerate(group)
     }
+    arrays["random"] = backend.get_random_state()
     header = {"format": _FORMAT, "groups": {name: len(group) for name, group in variables.items()}, "state": state}
     with io.atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
 
 
 def load_checkpoint(path: str | Path, variables: Mapping[str, Sequence]) -> dict[str, Any]:
-    """Put the stored values into `variables` and return the state. Nothing is changed when the file does not fit.
+    """Restore `variables` and the random state, and return `state`. Nothing is changed when the file does not fit.
 
     Raises:
         FileError: missing, damaged, or written for another network or optimizer.
@@ -47,7 +50,7 @@ def load_checkpoint(path: str | Path, variables: Mapping[str, Sequence]) -> dict
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        header = json.loads(arrays.pop("header").tobytes())
+        header, random = json.loads(arrays.pop("header").tobytes()), arrays.pop("random")
     except FileNotFoundError:
         raise FileError(path, "does not exist.", "Start without resume.") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -71,4 +74,5 @@ def load_checkpoint(path: str | Path, variables: Mapping[str, Sequence]) -> dict
     for name, group in variables.items():
         for i, variable in enumerate(group):
             variable.assign(arrays[f"{name}/{i:05d}"])
+    backend.set_random_state(random)
     return header["state"]

@@ -93,7 +93,7 @@ def train(
         metrics: `keras.metrics.Metric` objects, logged as NAME and val_NAME.
         optimizer: optimizer and learning rate.
         steps_per_epoch: batches per epoch; None = the length of `train_data`. Longer passes go on in the next epoch.
-        seed: of the order of batches and of the model's seed generators (dropout).
+        seed: of the order of batches and of dropout: the model's seed generators and, on PyTorch, the global generator.
         resume: go on from `checkpoint.npz`; starts anew when there is none.
         monitor: logged value that chooses the best model; None = "val_loss", or "loss" without validation data.
         monitor_mode: "min", "max", or None to guess from the name.
@@ -124,6 +124,7 @@ def train(
 
     device = backend.configure_device(deterministic=True)
     network = _in_bfloat16(model) if mixed_precision else model
+    backend.set_random_state(seed)
     _seed_generators(network, seed)
     run = _Run(network, loss, list(metrics), optimizer, epochs, steps)
     best = Monitor(monitor, monitor_mode)
