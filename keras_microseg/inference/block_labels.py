@@ -7,16 +7,16 @@ flooded, per block with a halo.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from keras_microseg.inference.views import DiskArray, dequantize
 from keras_microseg.segmentation.decode import DecodeSettings, separation_landscape
 from keras_microseg.segmentation.labeling import label_components, seeded_watershed
+from keras_microseg.segmentation.stitching import LabelUnion, blocks
 
 BLOCK = 1024
 HALO = 128
@@ -60,24 +60,22 @@ def decode_large(
 
         regions, kernels = _Joined(shape, block), _Joined(shape, block)
         owner: list[np.ndarray] = [np.zeros(1, np.int64)]  # component of every seed
-        for window in split_blocks(shape, block):
+        for window in blocks(shape, block):
             mask, landscape = read(window)
             numbers = regions.add(window, label_components(mask, 4))
             kernel = kernels.add(window, label_components(mask & (landscape > settings.seed_threshold), 4))
             components[window], seeds[window] = numbers, kernel
-            owner.append(_first_of(kernel, numbers, kernels.last_count))
+            owner.append(_owners(kernel, numbers))
         seed_ids, region_ids = _number(regions, kernels, np.concatenate(owner), settings.min_seed_area)
         whole, contested = region_ids
-        for window in split_blocks(shape, block):
+        for window in blocks(shape, block):
             _flood_block(window, shape, halo, components, seeds, labels, seed_ids, whole, contested, read)
-        while any(
-            [_flood_rest(w, shape, halo, components, labels, contested, read) for w in split_blocks(shape, block)]
-        ):
+        while any([_flood_rest(w, shape, halo, components, labels, contested, read) for w in blocks(shape, block)]):
             pass  # particles larger than the halo grow on from block to block
         count = int(max(seed_ids.max(), whole.max()))
         filler = _hole_table(labels, shape, block) if settings.fill else None
         areas = np.zeros(count + 1, np.int64)
-        for window in split_blocks(shape, block):
+        for window in blocks(shape, block):
             part = labels[window]
             if filler is not None:
                 holes = label_components(part == 0, 4)
@@ -88,7 +86,7 @@ def decode_large(
         kept &= areas > 0
         kept[0] = False
         table = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-        for window in split_blocks(shape, block):
+        for window in blocks(shape, block):
             labels[window] = table[labels[window]]
         return labels, np.concatenate([[0], areas[kept]])
     finally:
@@ -99,60 +97,51 @@ def decode_large(
 class _Joined:
     """Connected components numbered block by block, and which of the numbers are one component of the whole image.
 
-    Blocks come row by row. Numbers start at 1 and run through the image; `first` is the (row-major) position of the
-    first pixel of each, `areas` its size.
+    Blocks come row by row. Numbers start at 1 and run through the image.
     """
 
     def __init__(self, shape: tuple[int, int], block: int):
         self.shape = shape
-        self.first: list[np.ndarray] = [np.zeros(1, np.int64)]
+        self.union = LabelUnion()
+        self.first: list[np.ndarray] = [
+            np.zeros(1, np.int64)
+        ]  # position (row-major) of the first pixel of every number
         self.areas: list[np.ndarray] = [np.zeros(1, np.int64)]
-        self.pairs: list[np.ndarray] = []
-        self.starts: dict[tuple[int, int], int] = {}
-        self.count = self.last_count = 0
-        self._above = np.zeros(shape[1], np.int64)  # bottom row of the blocks above
-        self._left = np.zeros(block, np.int64)  # right column of the block before
+        self.offsets: dict[tuple[int, int], int] = {}
+        self._above = np.zeros(shape[1], np.int32)  # bottom row of the blocks above
+        self._left = np.zeros(block, np.int32)  # right column of the block before
 
     def add(self, window: Slices, numbers: np.ndarray) -> np.ndarray:
         """Take the local components (1..n) of a block; returns their numbers in the image."""
         rows, columns = window
-        n = self.last_count = int(numbers.max(initial=0))
+        count = int(numbers.max(initial=0))
+        offset = self.offsets[rows.start, columns.start] = self.union.reserve(count)
         flat = numbers.ravel()
         position = np.flatnonzero(flat)[::-1]
-        first = np.zeros(n + 1, np.int64)
+        first = np.zeros(count + 1, np.int64)
         first[flat[position]] = position  # the last assignment, the first pixel, stays
         first = (first // numbers.shape[1] + rows.start) * self.shape[1] + first % numbers.shape[1] + columns.start
         self.first.append(first[1:])
-        self.areas.append(np.bincount(flat, minlength=n + 1)[1:])
-        self.starts[rows.start, columns.start] = self.count
-        shifted = np.where(numbers > 0, numbers.astype(np.int64) + self.count, 0)
-        self.count += n
+        self.areas.append(np.bincount(flat, minlength=count + 1)[1:])
+        shifted = np.where(numbers > 0, numbers + np.int32(offset), 0)
         if rows.start > 0:
-            self._pair(self._above[columns], shifted[0])
+            self.union.join(self._above[columns], shifted[0])
         if columns.start > 0:
-            self._pair(self._left[: shifted.shape[0]], shifted[:, 0])
+            self.union.join(self._left[: len(shifted)], shifted[:, 0])
         self._above[columns] = shifted[-1]
-        self._left[: shifted.shape[0]] = shifted[:, -1]
-        return shifted.astype(np.int32)
-
-    def _pair(self, one: np.ndarray, other: np.ndarray) -> None:
-        touching = (one > 0) & (other > 0)
-        self.pairs.append(np.unique(np.stack([one[touching], other[touching]], axis=1), axis=0))
+        self._left[: len(shifted)] = shifted[:, -1]
+        return shifted
 
     def join(self) -> tuple[np.ndarray, np.ndarray]:
         """`(group, areas)`: group of every number (0 = none, then in order of first pixels), and pixels per group."""
-        pairs = np.concatenate(self.pairs) if self.pairs else np.zeros((0, 2), np.int64)
-        graph = sparse.coo_array((np.ones(len(pairs), bool), tuple(pairs.T)), shape=(self.count + 1,) * 2)
-        num_groups, group = sparse.csgraph.connected_components(graph, directed=False)
-        first = np.full(num_groups, np.iinfo(np.int64).max)
+        group = self.union.resolve()
+        first = np.full(int(group.max()) + 1, np.iinfo(np.int64).max)
         np.minimum.at(first, group, np.concatenate(self.first))
-        first[group[0]] = -1
-        order = np.argsort(first, kind="stable")
-        rank = np.empty(num_groups, np.int64)
-        rank[order] = np.arange(num_groups)
+        first[0] = -1
+        rank = np.empty(len(first), np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
         group = rank[group]
-        areas = np.bincount(group, np.concatenate(self.areas), minlength=num_groups).astype(np.int64)
-        return group, areas
+        return group, np.bincount(group, np.concatenate(self.areas)).astype(np.int64)
 
 
 def _number(
@@ -182,7 +171,7 @@ def _flood_block(window, shape, halo, components, seeds, labels, seed_ids, whole
     part = whole[numbers]
     own = contested[numbers]
     if own.any():
-        outer, inner = grown(window, halo, shape)
+        outer, inner = _grown(window, halo, shape)
         shared = contested[components[outer]]
         _, landscape = read(outer)
         flooded = seeded_watershed(-landscape, np.where(shared, seed_ids[seeds[outer]], 0), shared, connectivity=4)
@@ -195,7 +184,7 @@ def _flood_rest(window, shape, halo, components, labels, contested, read) -> boo
     rest = contested[components[window]] & (labels[window] == 0)
     if not rest.any():
         return False
-    outer, inner = grown(window, halo, shape)
+    outer, inner = _grown(window, halo, shape)
     shared = contested[components[outer]]
     present = labels[outer]
     _, landscape = read(outer)
@@ -209,8 +198,8 @@ def _hole_table(labels: DiskArray, shape: tuple[int, int], block: int) -> Callab
     ground = _Joined(shape, block)
     edges: list[np.ndarray] = []
     frame: list[np.ndarray] = []
-    for window in split_blocks(shape, block):
-        outer, inner = grown(window, 1, shape)
+    for window in blocks(shape, block):
+        outer, inner = _grown(window, 1, shape)
         around = labels[outer]
         numbers = np.zeros(around.shape, np.int64)
         local = ground.add(window, label_components(around[inner] == 0, 4))
@@ -234,32 +223,27 @@ def _hole_table(labels: DiskArray, shape: tuple[int, int], block: int) -> Callab
     is_hole[group[np.concatenate(frame)]] = False
     is_hole[0] = False
     filling = np.where(is_hole, highest, 0)[group]
-    starts = ground.starts
+    offsets = ground.offsets
 
     def fill(window: Slices, local: np.ndarray) -> np.ndarray:
-        start = starts[window[0].start, window[1].start]
-        return filling[np.where(local > 0, local.astype(np.int64) + start, 0)]
+        offset = offsets[window[0].start, window[1].start]
+        return filling[np.where(local > 0, local + offset, 0)]
 
     return fill
 
 
-def _first_of(kernel: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:
-    """Component that each of the block's `count` seeds lies in."""
+def _owners(kernel: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Component that each seed of a block lies in, in the order of the seeds' numbers."""
     inside = kernel > 0
-    owner = np.zeros(count, np.int64)
-    if count:
-        owner[kernel[inside] - kernel[inside].min()] = numbers[inside]
+    if not inside.any():
+        return np.zeros(0, np.int64)
+    seeds = kernel[inside]
+    owner = np.zeros(int(seeds.max() - seeds.min()) + 1, np.int64)
+    owner[seeds - seeds.min()] = numbers[inside]
     return owner
 
 
-def split_blocks(shape: tuple[int, int], block: int) -> Iterator[Slices]:
-    """Windows of a regular grid, row by row."""
-    for row in range(0, shape[0], block):
-        for column in range(0, shape[1], block):
-            yield slice(row, min(row + block, shape[0])), slice(column, min(column + block, shape[1]))
-
-
-def grown(window: Slices, margin: int, shape: tuple[int, int]) -> tuple[Slices, Slices]:
+def _grown(window: Slices, margin: int, shape: tuple[int, int]) -> tuple[Slices, Slices]:
     """A window with a margin inside the image, and the window's place in it."""
     outer = tuple(slice(max(0, w.start - margin), min(n, w.stop + margin)) for w, n in zip(window, shape, strict=True))
     inner = tuple(slice(w.start - o.start, w.stop - o.start) for w, o in zip(window, outer, strict=True))

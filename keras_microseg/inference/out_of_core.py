@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from keras_microseg.image import Image
-from keras_microseg.inference.block_labels import BLOCK, HALO, decode_large, split_blocks
+from keras_microseg.inference.block_labels import BLOCK, HALO, decode_large
 from keras_microseg.inference.prediction import Progress, choose_tile, count_batches, predict_maps
 from keras_microseg.inference.scale import diameter_of_areas
 from keras_microseg.inference.segmenter import (
@@ -24,6 +27,7 @@ from keras_microseg.inference.segmenter import (
     polarity_of,
 )
 from keras_microseg.inference.views import DiskArray, dequantize
+from keras_microseg.segmentation.stitching import blocks
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ Slices = tuple[slice, slice]
 def segment_large(
     segmenter: Segmenter,
     image: Image,
-    scratch_dir: str | Path,
+    scratch_dir: str | Path | None = None,
     *,
     polarity: str = "auto",
     diameter: float | None = None,
@@ -55,7 +59,8 @@ def segment_large(
         segmenter: the model.
         image: lazy `Image`, axes `YX` or `YXC`.
         scratch_dir: folder for scratch files, made when missing. When done, only `labels.dat` stays; it holds the
-            result and is the caller's to remove.
+            result and is the caller's to remove. None takes the system's folder for temporary files; `labels.dat` is
+            removed with the last reference to the result then.
         block: side of a block, px at the working scale.
         halo: context on each side in which touching particles are flooded; more than the largest of them.
         progress: called with (batches done, batches in all) of the network.
@@ -71,7 +76,11 @@ def segment_large(
     clock.note("scale")
     outputs = segmenter.predictor.outputs
     tile = segmenter.tile or choose_tile(view.shape, segmenter.predictor.halo, segmenter.predictor.multiple_of)
-    folder = Path(scratch_dir)
+    folder = Path(tempfile.mkdtemp(prefix="keras_microseg_") if scratch_dir is None else scratch_dir)
+    height, width = image.spatial_shape[-2:]
+    labels = DiskArray(folder / "labels.dat", (height, width), np.int32)
+    if scratch_dir is None:
+        weakref.finalize(labels, shutil.rmtree, folder, ignore_errors=True)
     batches = count_batches(segmenter.predictor, view.shape, tile, segmenter.batch_size)
     key = {
         "image": [image.path, list(image.shape), str(image.dtype)], "limits": view.limits, "inverted": view.inverted,
@@ -89,11 +98,9 @@ def segment_large(
         values = _histogram_sample(maps, segmenter.foreground, block)
         settings = segmenter.settings(scale, min_area, threshold, values)
     small, areas = decode_large(maps, outputs, settings, folder, block=block, halo=halo)
-    height, width = image.spatial_shape[-2:]
-    labels = DiskArray(folder / "labels.dat", (height, width), np.int32)
     foreground = _ForegroundView(maps, outputs, segmenter.foreground)
     samples: list[tuple[np.ndarray, np.ndarray]] = []
-    for number, window in enumerate(split_blocks(grey.shape, block)):
+    for number, window in enumerate(blocks(grey.shape, block)):
         part = labels_at_full_size(small, foreground, settings.threshold, grey.shape, window)
         labels[window] = part
         if number % max(1, (height * width) // (block**2 * 8)) == 0:
@@ -138,5 +145,5 @@ def _open_maps(folder: Path, key: dict, shape: tuple[int, ...], batches: int) ->
 
 def _histogram_sample(maps: DiskArray, channel: int, block: int) -> np.ndarray:
     """Foreground values of every 4th pixel in both directions, float32, for an automatic threshold."""
-    parts = [maps[window][::4, ::4, channel].ravel() for window in split_blocks(maps.shape[:2], block)]
+    parts = [maps[window][::4, ::4, channel].ravel() for window in blocks(maps.shape[:2], block)]
     return dequantize(np.concatenate(parts)[:, np.newaxis], ["foreground"])[:, 0]

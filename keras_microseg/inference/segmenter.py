@@ -20,7 +20,7 @@ from keras_microseg.inference.scale import find_scale, median_diameter, scale_fo
 from keras_microseg.inference.views import GreyView, ScaledView, StretchedView, dequantize, scaled_shape
 from keras_microseg.intensity import percentile_limits
 from keras_microseg.segmentation.decode import DecodeSettings, labels_from_maps
-from keras_microseg.segmentation.labeling import threshold_value
+from keras_microseg.segmentation.labeling import label_components, threshold_value
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class Prepared:
             array = np.asarray(array[:, :])
         limits = percentile_limits(array, *self.segmenter.card["contrast"])
         view = StretchedView(array, limits)
-        if self._inverted is None:
+        if self._inverted is None and limits[0] < limits[1]:
             trials = [StretchedView(array, limits, inverted) for inverted in (False, True)]
             self._inverted = _second_is_better(*(self._probe(t)[..., self.segmenter.foreground] for t in trials))
         view.inverted = bool(self._inverted)
@@ -215,7 +215,7 @@ class Prepared:
     def maps(self, scale: float) -> np.ndarray:
         """float32 maps of the whole image at a scale, in the steps of `quantize` (the same in memory and on disk)."""
         if scale not in self._maps:
-            self._maps[scale] = self._predict(self.input_view(scale))
+            self._maps[scale] = self._predict(self.input_view(scale)[:, :])
         return self._maps[scale]
 
     def diameter_at(self, scale: float) -> float | None:
@@ -239,6 +239,8 @@ class Prepared:
 
     def _predict(self, view: Any) -> np.ndarray:
         segmenter = self.segmenter
+        if not view.any():
+            return np.zeros((*view.shape, len(segmenter.predictor.outputs)), np.float32)  # no contrast, no particle
         out = np.empty((*view.shape, len(segmenter.predictor.outputs)), np.uint8)
         predict_maps(
             segmenter.predictor, view, tile=segmenter.tile, batch_size=segmenter.batch_size, flips=self.flips, out=out
@@ -321,11 +323,11 @@ def check_card(card: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _second_is_better(first: np.ndarray, second: np.ndarray) -> bool:
-    """Which of two foreground maps is nearer to 0 and 1 everywhere; when they are alike, the one with less foreground."""
+    """Which of two foreground maps is nearer to 0 and 1; when alike, the one in more parts (particles, not ground)."""
     certainty = [float(np.abs(probability - 0.5).mean()) for probability in (first, second)]
     if abs(certainty[0] - certainty[1]) > 0.02:
         return certainty[1] > certainty[0]
-    return bool(np.mean(second > 0.5) < np.mean(first > 0.5))
+    return bool(label_components(second > 0.5).max() > label_components(first > 0.5).max())
 
 
 class Clock:

@@ -161,6 +161,14 @@ def test_an_interrupted_large_image_goes_on(segmenter, tmp_path):
     assert 0 < len(calls) and labels.max() > 50
 
 
+def test_scratch_files_go_with_the_result(segmenter):
+    result = segment_large(segmenter, Image(discs((90, 90), 8)[0], "YX"), scale=1.0)
+    path = result.labels.path
+    assert path.is_file() and result.labels[...].max() == 9
+    del result
+    assert not path.parent.exists()
+
+
 def test_scale_search_on_known_sizes():
     for size in (2.0, 12.0, 20.0, 100.0, 300.0):
         scale = find_scale(lambda s, size=size: size * s, SIZES, largest=10)
