@@ -91,7 +91,7 @@ def _first_row(levels: np.ndarray, tolerance: int, smallest_bar: int) -> int | N
     best, best_drop = None, 0.35
     for row in range(max(top, 3), last - smallest_bar + 2):
         below, above = flat[row : row + 3].min(), flat[row - 3 : row].max()
-        if below >= 0.75 and below - above > best_drop:
+        if below >= 0.6 and below - above > best_drop:
             best, best_drop = row, below - above
     if best is None:
         return None

@@ -75,12 +75,11 @@ def _write_csv(path: Path, table: pandas.DataFrame, notes: Mapping[str, Any]) ->
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([_comment_safe(str(name)) for name in table.columns])
         if len(table.columns):
-            safe = table.map(_comment_safe) if _has_text(table) else table
+            safe = table.copy(deep=False)
+            for name, dtype in table.dtypes.items():
+                if getattr(dtype, "kind", "O") not in "biuf":
+                    safe[name] = table[name].map(_comment_safe)
             safe.to_csv(file, header=False, index=False, lineterminator="\n")
-
-
-def _has_text(table: pandas.DataFrame) -> bool:
-    return not all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in table.dtypes)
 
 
 def _comment_safe(value: Any) -> Any:

@@ -59,6 +59,13 @@ def test_bar_with_picture_below_and_beside():
     assert find_info_bar(Image(barred, "YX")) == 430
 
 
+def test_bar_with_a_logo_in_a_box():
+    for background, ink in ((255, 0), (0, 255)):
+        barred = with_bar(picture(480, 640), 436, background, ink)
+        barred[438:478, 460:630] = ink  # a quarter of the width
+        assert find_info_bar(Image(barred, "YX")) == 436
+
+
 def test_bar_of_a_jpeg(tmp_path):
     from PIL import Image as Picture
 
