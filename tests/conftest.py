@@ -70,6 +70,16 @@ def pytest_report_header() -> str:
     return f"keras_microseg on {os.environ.get('KERAS_BACKEND') if HAS_KERAS else 'arrays only, without keras'}"
 
 
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    """Each test that runs with keras loaded starts from the same seed and from float32."""
+    if "keras" in sys.modules and HAS_KERAS:
+        import keras
+
+        keras.utils.set_random_seed(0)
+        keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real images: MICROSEG_DATA, else ../shared/data beside the checkout."""

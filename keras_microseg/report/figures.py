@@ -55,7 +55,7 @@ def size_distribution_figure(
     density.stairs(histogram.fraction * 100, histogram.edges, color=ACCENT, linewidth=1)
     density.set_ylabel(f"% of {weight}\nper class")
     count = f"{len(values):,}".replace(",", "\u2009")
-    density.set_title(f"N = {count} particles, weighted by {weight}", loc="left")
+    density.set_title(f"N = {count} particles, weighted by {weight}", loc="left", color=INK, fontsize=10)
 
     cumulative.plot(*_thin(values, np.cumsum(distribution.weights) * 100 - distribution.weights * 50), color=ACCENT)
     cumulative.set_ylabel(f"Cumulative\n% of {weight}")
@@ -151,7 +151,7 @@ def _style(*axes: mpl.axes.Axes, log: bool) -> None:
         ax.grid(color=INK, alpha=0.14, linewidth=0.6)
         ax.set_axisbelow(True)
         ax.patch.set_visible(False)
-        for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
+        for text in (ax.xaxis.label, ax.yaxis.label):
             text.set_color(INK)
             text.set_fontsize(10)
     axes[0].yaxis.set_major_locator(MaxNLocator(4, min_n_ticks=3))

@@ -174,7 +174,7 @@ def _distribution(results: Results, markup: Any) -> dict[str, Any]:
         rows.append({"weight": weight, "count": count, "cells": cells, "mean": mean, "span": span})
         caption = (
             f"Equivalent circular diameter. D10, D50, D90: sizes that 10, 50, 90 % lie below, with "
-            f"{found.confidence:.0%} bootstrap intervals over {results.resampled()}. Span = (D90 \u2212 D10) / D50."
+            f"{found.confidence * 100:g} % bootstrap intervals over {results.resampled()}. Span = (D90 \u2212 D10) / D50."
         )
     for text in (_border_note(results), results.precision()):
         if text:
@@ -212,6 +212,8 @@ def _edge_note(results: Results) -> str:
 
 def _summary(results: Results) -> list[dict[str, Any]]:
     table = results.sized
+    if len(table):
+        table = table[~table["touches_border"].astype(bool)]
     rows = []
     for name, title in _TITLES.items():
         if not len(table) or name not in table.columns:
@@ -229,7 +231,7 @@ def _summary(results: Results) -> list[dict[str, Any]]:
 
 def _image(results: Results, record: ImageRecord, index: int, total: int) -> dict[str, Any]:
     count, cut = results.counts(record)
-    ground, outlines, style = _pictures(results, record, total)
+    ground, outlines, width = _pictures(results, record, total)
     size = record.pixel_size
     rows, columns = record.shape
     facts = [
@@ -247,14 +249,15 @@ def _image(results: Results, record: ImageRecord, index: int, total: int) -> dic
         "open": index < _OPEN_AT_FIRST,
         "ground": ground,
         "outlines": outlines,
-        "style": style,
+        "width": width * (3 if width < _TINY else 1.5),
+        "style": "pixelated" if width < _TINY else "",
         "alt": f"{Path(record.source).name} with the outlines of {count} {noun} and a scale bar",
         "facts": facts,
     }
 
 
-def _pictures(results: Results, record: ImageRecord, total: int) -> tuple[str, str, str]:
-    """Ground with scale bar, outlines as a layer of its own, and the CSS class that shows small images enlarged."""
+def _pictures(results: Results, record: ImageRecord, total: int) -> tuple[str, str, int]:
+    """Ground with scale bar, outlines as a layer of its own, and their width in pixels."""
     side = next(side for limit, side in _PICTURE_SIDES if total <= limit)
     step = max(1, math.ceil(max(record.shape) / (2 * side)))
     labels, grey = record.read_labels(step), record.read_grey(step)
@@ -278,9 +281,11 @@ def _pictures(results: Results, record: ImageRecord, total: int) -> tuple[str, s
         shown = overlays.draw_scale_bar(shown, size, rows=rows)
     layer = np.zeros((*picture.shape, 4), np.uint8)
     layer[:rows] = overlays.outline_layer(labels)
-    style = "pixelated tiny" if max(picture.shape) < _TINY else ""
-    ground = data_uri(shown[..., 0] if (shown[..., :1] == shown).all() else shown, "jpeg")
-    return ground, data_uri(layer) if layer[..., 3].any() else "", style
+    plate = np.argwhere((shown != picture[..., None]).any(axis=2))
+    if len(plate):  # nothing is drawn over the scale bar
+        (y0, x0), (y1, x1) = plate.min(axis=0), plate.max(axis=0) + 1
+        layer[y0:y1, x0:x1] = 0
+    return data_uri(shown[..., 0], "jpeg"), data_uri(layer) if layer[..., 3].any() else "", picture.shape[1]
 
 
 def _files(results: Results) -> list[dict[str, str]]:

@@ -340,9 +340,9 @@ class Results:
             return ""
         needed = particles_needed(found, 0.05, quantity="D50")
         if not needed.more:
-            return f"D50 by number is known to \u00b1{needed.half_width:.1%} (95 % confidence)."
+            return f"D50 by number is known to \u00b1{needed.half_width * 100:.1f} % (95 % confidence)."
         return (
-            f"D50 by number is known to \u00b1{needed.half_width:.0%} (95 % confidence); "
+            f"D50 by number is known to \u00b1{needed.half_width * 100:.0f} % (95 % confidence); "
             f"\u00b15 % would take about {needed.total:,} particles, {needed.more:,} more."
         )
 

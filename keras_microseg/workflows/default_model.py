@@ -73,6 +73,7 @@ def train_default(out: str | os.PathLike, *, resume: bool = False, **settings: A
     import numpy as np
 
     from keras_microseg.data.datasets import SimulatedMicrographs
+    from keras_microseg.layers.heads import MapsActivation
     from keras_microseg.losses import InstanceMapsLoss
     from keras_microseg.models import unet
     from keras_microseg.training import supervised
@@ -86,7 +87,12 @@ def train_default(out: str | os.PathLike, *, resume: bool = False, **settings: A
         max(1, chosen.steps_per_epoch // 10), chosen.batch_size, validation_seed, fixed=True, **options
     )
     keras.utils.set_random_seed(start_seed % 2**31)
-    model = unet(num_outputs=len(chosen.outputs), filters=chosen.filters)
+    if any(name.startswith("flow") for name in chosen.outputs):
+        network = unet(num_outputs=len(chosen.outputs), filters=chosen.filters, activation=None)
+        activation = MapsActivation(chosen.outputs, dtype="float32", name="activation")
+        model = keras.Model(network.input, activation(network.output), name=network.name)
+    else:
+        model = unet(num_outputs=len(chosen.outputs), filters=chosen.filters)
     low, high = chosen.diameter
     card = {
         "name": NAME,

@@ -73,10 +73,12 @@ def run_demo(
         progress: called as `progress(step, done, total, item)`.
     """
     out = Path(out)
+    method = choose_method(method)
+    preset = "sem" if method == "network" else "tem"  # uneven ground, as in SEM, is beyond the classical method
     data = simulate(
-        count, out / "data", seed=seed, preset="sem", size=SIZE, diameter=DIAMETER, overwrite=True, progress=progress
+        count, out / "data", seed=seed, preset=preset, size=SIZE, diameter=DIAMETER, overwrite=True, progress=progress
     )
-    found = segment(data / "images", out / "result", method=choose_method(method), overwrite=True, progress=progress)
+    found = segment(data / "images", out / "result", method=method, overwrite=True, progress=progress)
     return Demo(found, evaluate(out / "result", data, progress=progress, resamples=200))
 
 
