@@ -8,7 +8,7 @@ from keras_microseg.measurement.distributions import (
     summarize_sizes,
 )
 from keras_microseg.measurement.lognormal import LognormalFit, fit_lognormal
-from keras_microseg.measurement.particles import measure_particles
+from keras_microseg.measurement.particles import combine_tables, convert_table, measure_particles
 from keras_microseg.measurement.quantities import QUANTITIES, describe_quantities
 from keras_microseg.measurement.shape import feret_diameters
 
@@ -16,6 +16,8 @@ __all__ = [
     "QUANTITIES",
     "LognormalFit",
     "SizeDistribution",
+    "combine_tables",
+    "convert_table",
     "describe_quantities",
     "feret_diameters",
     "fit_lognormal",

@@ -151,7 +151,7 @@ def size_distribution(
     """Distribution of one column of a particle table.
 
     Args:
-        table: particle table of `measure_particles` (several may be concatenated), or (n,) sizes.
+        table: particle table of `measure_particles`, of one image or of several (`combine_tables`), or (n,) sizes.
         column: the size, for example "equivalent_diameter" or "feret_min".
         weight: "number"; "area" weighs each particle with its column `area` (plain sizes: x^2); "volume" with area^1.5
             (plain sizes: x^3).
@@ -163,7 +163,7 @@ def size_distribution(
         confidence: level of the intervals, between 0 and 1.
         num_bootstrap: number of bootstrap samples; 0 = no intervals (NaN).
         seed: seed of the bootstrap.
-        unit: unit of plain sizes; tables carry their own.
+        unit: unit of plain sizes; tables carry their own ("" when it was lost).
 
     Returns:
         `SizeDistribution`; all numbers are NaN when no particle is left.
@@ -183,7 +183,7 @@ def size_distribution(
         raise UserError(f"`groups` must have one entry per particle. Received: {len(groups)} for {len(values)}")
     if unit is None:
         attrs = getattr(table, "attrs", {})
-        unit = attrs.get("units", {}).get(column) or attrs.get("unit", "px" if isinstance(table, pd.DataFrame) else "")
+        unit = attrs.get("units", {}).get(column) or attrs.get("unit", "")
 
     finite = np.isfinite(values) & np.isfinite(weights)
     used = np.flatnonzero(finite & ~is_cut)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -12,11 +12,11 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from keras_microseg.checks import UserError, standardize_tuple
-from keras_microseg.image import Image, PixelSize
+from keras_microseg.image import METRES, Image, PixelSize, normalize_unit
 from keras_microseg.measurement.distributions import miles_lantuejoul_weights
 from keras_microseg.measurement.grey import grey_statistics
 from keras_microseg.measurement.quantities import QUANTITIES, select_quantities
-from keras_microseg.measurement.runs import LabelRuns, expand, find_runs, segment_reduce, segment_sum
+from keras_microseg.measurement.runs import LabelRuns, expand, find_runs, object_chunks, segment_reduce, segment_sum
 from keras_microseg.measurement.shape import (
     Calipers,
     Polygons,
@@ -27,7 +27,7 @@ from keras_microseg.measurement.shape import (
     polygon_perimeters,
 )
 
-_CHUNK_PIXELS = 1 << 21
+_CHUNK_PIXELS = 1 << 18
 
 
 def measure_particles(
@@ -112,6 +112,71 @@ def _document_quantities(indent: str = "        ") -> str:
         note = "" if quantity.is_default else " On request."
         lines.append(f"{indent}{quantity.name}:{formula} {quantity.meaning} [{quantity.reference}].{note}")
     return "\n".join(lines)
+
+
+def convert_table(table: pd.DataFrame, unit: str) -> pd.DataFrame:
+    """The same particle table with lengths in another unit.
+
+    Args:
+        table: from `measure_particles`, with a known pixel size.
+        unit: length unit, for example "um".
+
+    Raises:
+        UserError: the pixel size of the table is unknown, or `unit` is not a length.
+    """
+    unit, old = normalize_unit(unit), table.attrs.get("unit", "px")
+    if old not in METRES:
+        raise UserError(
+            f"The pixel size of this table is unknown; it cannot be given in {unit}. Measure with pixel_size."
+        )
+    factor = METRES[old] / METRES[unit]
+    converted = table.copy()
+    known = {name: QUANTITIES[name] for name in table.columns if name in QUANTITIES}
+    for name, quantity in known.items():
+        if quantity.kind in ("length", "area"):
+            converted[name] = table[name] * factor ** (2 if quantity.kind == "area" else 1)
+    size = table.attrs.get("pixel_size")
+    converted.attrs |= {"unit": unit, "pixel_size": None if size is None else [edge * factor for edge in size]}
+    converted.attrs["units"] = table.attrs.get("units", {}) | {name: q.unit(unit) for name, q in known.items()}
+    return converted
+
+
+def combine_tables(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """One table of the particles of several images, all in the unit of the first.
+
+    (`pandas.concat` alone drops the units as soon as two images differ in anything.)
+
+    Args:
+        tables: image name -> table of `measure_particles`; at least one.
+
+    Returns:
+        DataFrame with the image name in a first column `image`. `attrs` holds `unit` and `units`; what differs between
+        the images, such as the pixel size, is None.
+
+    Raises:
+        UserError: no table, or some images have a pixel size and others have none.
+    """
+    if not tables:
+        raise UserError("There is no table to combine.")
+    units = {name: table.attrs.get("unit", "px") for name, table in tables.items()}
+    unit = next(iter(units.values()))
+    unknown = [name for name, other in units.items() if other == "px"]
+    if unknown and len(unknown) < len(units):
+        raise UserError(
+            f"No pixel size for {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}, but for other images. "
+            "Pass a pixel size for all, or measure all in px."
+        )
+    same = [table if units[name] == unit else convert_table(table, unit) for name, table in tables.items()]
+    attrs = {
+        key: value if all(table.attrs.get(key) == value for table in same) else None
+        for key, value in same[0].attrs.items()
+    }
+    filled = [table for table in same if len(table)] or same[:1]
+    combined = pd.concat(filled, ignore_index=True)
+    names = np.repeat(np.array(list(tables), dtype=object), [len(table) for table in same])
+    combined.insert(0, "image", names)
+    combined.attrs = attrs | {"unit": unit, "units": {"image": ""} | same[0].attrs.get("units", {})}
+    return combined
 
 
 class ParticleMeasurer:
@@ -259,17 +324,13 @@ class ParticleMeasurer:
         lengths = (runs.x1 - runs.x0).astype(np.int64)
         begin = (np.cumsum(lengths) - lengths)[runs.order]
         lengths = lengths[runs.order]
-        ends = np.cumsum(self.pixel_count)
+        pixels = np.concatenate([[0], np.cumsum(self.pixel_count)])
         result = {name: np.full(n, np.nan) for name in ("mean", "median", "min", "max", "std")}
-        start = 0
-        while start < n:  # whole particles, about two million pixels at a time
-            done = ends[start - 1] if start else 0
-            stop = max(int(np.searchsorted(ends, done + _CHUNK_PIXELS, side="right")), start + 1)
-            part = slice(runs.starts[start], runs.starts[stop])
+        for first, stop in object_chunks(pixels, _CHUNK_PIXELS):
+            part = slice(runs.starts[first], runs.starts[stop])
             values = runs.values[expand(begin[part], lengths[part])]
-            for name, numbers in grey_statistics(values, self.pixel_count[start:stop]).items():
-                result[name][start:stop] = numbers
-            start = stop
+            for name, numbers in grey_statistics(values, self.pixel_count[first:stop]).items():
+                result[name][first:stop] = numbers
         return result
 
 

@@ -8,6 +8,7 @@ so it may be a memory map or any lazy array; memory grows with the objects, not 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from keras_microseg.checks import UserError
 
 _STRIP_PIXELS = 1 << 19
+_RUNS_AT_ONCE = 1 << 16
 
 
 def segment_sum(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -33,6 +35,18 @@ def expand(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     stops = np.cumsum(lengths, dtype=np.int64)
     total = int(stops[-1]) if len(stops) else 0
     return np.repeat(starts - (stops - lengths), lengths) + np.arange(total)
+
+
+def object_chunks(starts: np.ndarray, limit: int) -> Iterator[tuple[int, int]]:
+    """Ranges `(first, stop)` of objects with at most `limit` elements together, or one object.
+
+    Working in such pieces keeps temporaries small: in the cache of the processor, and in memory for huge images.
+    """
+    first = 0
+    while first < len(starts) - 1:
+        stop = max(int(np.searchsorted(starts, starts[first] + limit, side="right")) - 1, first + 1)
+        yield first, stop
+        first = stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,30 +97,32 @@ class LabelRuns:
             objects that share an edge or a corner, each pair once, smaller index first.
         """
         n = len(self.labels)
-        pitch = self.shape[1] + 2
+        pitch = self.shape[1] + 2  # longer than a row, so that runs of different rows never seem to meet
         base = self.y.astype(np.int64) * pitch
         begin, end = base + self.x0, base + self.x1
-        first = np.searchsorted(end, begin + pitch, side="left")
-        last = np.searchsorted(begin, end + pitch, side="right")
-        lengths = np.maximum(last - first, 0)
-        upper, lower = np.repeat(np.arange(len(begin)), lengths), expand(first, lengths)
-        same = self.owner[upper] == self.owner[lower]
-
-        a, b = upper[same], lower[same]
-        left, right, left_b, right_b = self.x0[a], self.x1[a], self.x0[b], self.x1[b]
-        common = {
-            shift: np.maximum(np.minimum(right + shift, right_b) - np.maximum(left + shift, left_b), 0)
-            for shift in (-1, 0, 1)
-        }
-        owner = self.owner[a]
-        vertical = np.bincount(owner, weights=common[0], minlength=n)
-        diagonal = np.bincount(owner, weights=common[-1] + common[1], minlength=n)
-
         beside = np.flatnonzero(end[:-1] == begin[1:])
-        one = np.concatenate([self.owner[upper[~same]], self.owner[beside]]).astype(np.int64)
-        two = np.concatenate([self.owner[lower[~same]], self.owner[beside + 1]]).astype(np.int64)
-        keys = np.unique(np.minimum(one, two) * max(n, 1) + np.maximum(one, two))
-        touching = np.stack(np.divmod(keys, max(n, 1)), axis=1)
+        met = [np.stack([self.owner[beside], self.owner[beside + 1]])]
+        vertical, diagonal = np.zeros(n), np.zeros(n)
+        for start in range(0, len(begin), _RUNS_AT_ONCE):
+            part = slice(start, start + _RUNS_AT_ONCE)
+            first = np.searchsorted(end, begin[part] + pitch, side="left")
+            last = np.searchsorted(begin, end[part] + pitch, side="right")
+            lengths = np.maximum(last - first, 0)
+            upper, lower = np.repeat(np.arange(start, start + len(first)), lengths), expand(first, lengths)
+            same = self.owner[upper] == self.owner[lower]
+            met.append(np.stack([self.owner[upper[~same]], self.owner[lower[~same]]]))
+
+            upper, lower = upper[same], lower[same]
+            left, right, left_b, right_b = self.x0[upper], self.x1[upper], self.x0[lower], self.x1[lower]
+            straight, falling, rising = (
+                np.maximum(np.minimum(right + shift, right_b) - np.maximum(left + shift, left_b), 0)
+                for shift in (0, 1, -1)
+            )
+            vertical += np.bincount(self.owner[upper], weights=straight, minlength=n)
+            diagonal += np.bincount(self.owner[upper], weights=falling + rising, minlength=n)
+
+        one, two = np.sort(np.concatenate(met, axis=1).astype(np.int64), axis=0)
+        touching = np.stack(np.divmod(np.unique(one * max(n, 1) + two), max(n, 1)), axis=1)
         return vertical.astype(np.int64), diagonal.astype(np.int64), touching
 
 

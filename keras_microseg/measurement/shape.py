@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_microseg.checks import UserError
-from keras_microseg.measurement.runs import LabelRuns, segment_sum
+from keras_microseg.measurement.runs import LabelRuns, object_chunks, segment_sum
 
+_CHUNK = 1 << 15  # runs or vertices worked on together
 _TIE = 1e-9  # relative difference below which two widths count as equal
 
 
@@ -91,9 +92,16 @@ def pixel_hulls(runs: LabelRuns) -> Polygons:
     Returns:
         Polygons with int64 vertices (y, x) at pixel corners: pixel (i, j) is the square [i, i + 1] x [j, j + 1].
     """
-    owner, y, x0, x1 = runs.sorted
-    if not len(owner):
-        return Polygons(np.zeros((0, 2), np.int64), np.zeros(1, np.int64))
+    parts = [Polygons(np.zeros((0, 2), np.int64), np.zeros(1, np.int64))]
+    for first, stop in object_chunks(runs.starts, _CHUNK):
+        owner, y, x0, x1 = (part[runs.starts[first] : runs.starts[stop]] for part in runs.sorted)
+        parts.append(_pixel_hulls(owner - first, y, x0, x1))
+    counts = np.concatenate([part.counts for part in parts])
+    return Polygons(np.concatenate([part.vertices for part in parts]), np.concatenate([[0], np.cumsum(counts)]))
+
+
+def _pixel_hulls(owner: np.ndarray, y: np.ndarray, x0: np.ndarray, x1: np.ndarray) -> Polygons:
+    """Hulls of objects 0 ... n - 1 from their runs, (m,) int64 each, ordered by object, row, column."""
     new_row = np.ones(len(owner) + 1, bool)
     new_row[1:-1] = (owner[1:] != owner[:-1]) | (y[1:] != y[:-1])
     first, last = np.flatnonzero(new_row[:-1]), np.flatnonzero(new_row[1:])
@@ -209,9 +217,16 @@ def measure_calipers(hulls: Polygons) -> Calipers:
     Returns:
         `Calipers` in the unit of the vertices.
     """
+    parts = [Calipers(*(np.zeros(0) for _ in Calipers._fields))]
+    for first, stop in object_chunks(hulls.starts, _CHUNK):
+        starts = hulls.starts[first : stop + 1]
+        parts.append(_measure_calipers(Polygons(hulls.vertices[starts[0] : starts[-1]], starts - starts[0])))
+    return Calipers(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+
+
+def _measure_calipers(hulls: Polygons) -> Calipers:
+    """`measure_calipers` for at least one polygon, all at once."""
     starts = hulls.starts
-    if len(starts) == 1:
-        return Calipers(*(np.zeros(0) for _ in Calipers._fields))
     local = hulls.local.astype(np.float64)
     x, y = local[:, 1].copy(), -local[:, 0]  # y upwards
     counts, after = hulls.counts, hulls.following

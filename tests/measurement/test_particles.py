@@ -5,15 +5,25 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 from skimage.measure import regionprops_table
+from tifffile import imread
 
 from keras_microseg.checks import UserError
 from keras_microseg.image import Image, PixelSize
-from keras_microseg.measurement import QUANTITIES, describe_quantities, measure_particles
+from keras_microseg.measurement import (
+    QUANTITIES,
+    combine_tables,
+    convert_table,
+    describe_quantities,
+    measure_particles,
+    size_distribution,
+)
 from keras_microseg.measurement.particles import FORMULAS
 
 LENGTHS = [name for name, q in QUANTITIES.items() if q.kind == "length"]
@@ -318,6 +328,29 @@ def test_unknown_pixel_size_is_said():
     assert table.attrs["units"]["feret_min"] == "px" and table.attrs["units"]["area"] == "px²"
 
 
+def test_tables_of_several_images_keep_their_unit():
+    labels = random_labels(1)
+    nm = measure_particles(labels, pixel_size=PixelSize((1.5, 1.5), "nm"))
+    um = measure_particles(labels[:80], pixel_size=PixelSize((0.0015, 0.0015), "um"))
+    empty = measure_particles(np.zeros((4, 4), int), pixel_size=PixelSize((1, 1), "nm"))
+    table = combine_tables({"a.tif": nm, "b.tif": um, "c.tif": empty})
+    assert table.columns[0] == "image" and table.image.value_counts().to_dict() == {"a.tif": len(nm), "b.tif": len(um)}
+    assert table.attrs["unit"] == "nm" and table.attrs["units"]["area"] == "nm²" and table.attrs["frame_shape"] is None
+    shared = measure_particles(labels[:80], pixel_size=PixelSize((1.5, 1.5), "nm"))
+    part = table[table.image == "b.tif"].reset_index(drop=True)
+    np.testing.assert_allclose(part[["area", "feret_min"]], shared[["area", "feret_min"]], rtol=1e-9)
+    assert part.touching_neighbours.dtype == part.label.dtype == np.int64 and part.touches_border.dtype == bool
+    assert size_distribution(table, num_bootstrap=0).unit == "nm"
+    assert convert_table(nm, "um").attrs["pixel_size"] == pytest.approx([0.0015] * 2)
+    assert len(combine_tables({"c.tif": empty})) == 0
+    with pytest.raises(UserError, match="d.tif"):
+        combine_tables({"a.tif": nm, "d.tif": measure_particles(labels)})
+    with pytest.raises(UserError, match="unknown"):
+        convert_table(measure_particles(labels), "nm")
+    with pytest.raises(UserError, match="no table"):
+        combine_tables({})
+
+
 # Odd input
 
 
@@ -379,6 +412,8 @@ def test_strips_and_lazy_arrays_give_the_same(monkeypatch, tmp_path):
     grey = np.random.default_rng(1).random(labels.shape)
     whole = measure_particles(labels, intensity=grey)
     monkeypatch.setattr("keras_microseg.measurement.runs._STRIP_PIXELS", 400)
+    monkeypatch.setattr("keras_microseg.measurement.runs._RUNS_AT_ONCE", 30)
+    monkeypatch.setattr("keras_microseg.measurement.shape._CHUNK", 30)
     np.save(tmp_path / "labels.npy", labels)
     assert measure_particles(np.load(tmp_path / "labels.npy", mmap_mode="r"), intensity=grey).equals(whole)
 
@@ -427,3 +462,27 @@ def test_every_quantity_is_defined_computed_and_documented():
 def test_measuring_needs_no_keras():
     code = "import sys, keras_microseg.measurement; sys.exit(any(m in sys.modules for m in ('keras', 'jax', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_true_sizes_of_the_published_masks(real_data):
+    """All 40 manual masks, rows above the data bar, 4-connected, >= 10 px, frame excluded; 7.344 nm per pixel.
+
+    The expected numbers (mean, median, standard deviation in nm) were computed independently, with other code.
+    """
+    paths = sorted((real_data / "bam_tio2" / "masks_manual").glob("*.tif"))
+    if len(paths) != 40:
+        pytest.skip(f"needs all 40 masks of bam_tio2, found {len(paths)}")
+    tables = []
+    for path in paths:
+        labels, _ = ndimage.label(imread(path)[:704] > 0)
+        tables.append(measure_particles(labels, pixel_size=PixelSize((7.344, 7.344), "nm")))
+    table = pd.concat(tables)
+    table = table[(table.area >= 9.5 * 7.344**2) & ~table.touches_border]
+    assert len(table) == 5643
+    for name, expected in (
+        ("feret_min", (159.5, 155.8, 73.6)),
+        ("feret_max", (233.8, 228.1, 92.0)),
+        ("equivalent_diameter", (176.2, 173.0, 78.3)),
+    ):
+        found = table[name].mean(), table[name].median(), table[name].std()
+        assert found == pytest.approx(expected, abs=0.06), name

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
+from tifffile import imread
 
 from keras_microseg.checks import UserError
 from keras_microseg.measurement.runs import find_runs
@@ -86,6 +88,13 @@ def test_slowly_settling_hull():
     labels = ((y - 399.0) ** 2 + (x - 899) ** 2 < 398**2).astype(int)
     labels[398:, :] = 1
     assert_equals_brute_force(labels)
+
+
+def test_real_outlines_equal_brute_force(real_data):
+    paths = sorted((real_data / "bam_tio2" / "masks_manual").glob("*.tif"))
+    if not paths:
+        pytest.skip("the masks of bam_tio2 are not there")
+    assert_equals_brute_force(ndimage.label(imread(paths[0])[:704] > 0)[0], (7.344, 7.344))
 
 
 def test_hull_has_no_needless_vertices():
