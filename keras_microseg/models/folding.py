@@ -12,16 +12,16 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     """A copy of a functional model in which normalised convolutions are plain convolutions with a bias.
 
     With moving mean m, variance v, scale g and shift b of the normalisation, `g * (conv(x) - m) / sqrt(v + eps) + b` is
-    again a convolution: the kernel times `g / sqrt(v + eps)`, and the bias `(bias - m) * g / sqrt(v + eps) + b`. A pair is
-    folded where the convolution is linear, applied once, and feeds nothing but that normalisation; every other
+    again a convolution: the kernel times `g / sqrt(v + eps)`, and the bias `(bias - m) * g / sqrt(v + eps) + b`. A pair
+    is folded where the convolution is linear, applied once, and feeds nothing but that normalisation; every other
     normalisation stays. Nested functional models are folded too. Outputs agree to float32 rounding (1e-5 relative).
 
     Args:
-        model: functional `keras.Model`, built. It is left unchanged.
+        model: functional `keras.Model`, built. Its weights and outputs are left as they are.
 
     Returns:
-        Functional model with the same inputs, outputs and names of layers with weights, less the folded normalisations. Its batch
-        statistics are fixed: do not train it.
+        Functional model with the same inputs, outputs and names of layers with weights, less the folded normalisations;
+        layers that do not change are shared with `model`. Its batch statistics are fixed: do not train it.
     """
     pairs = _foldable_pairs(model)
     norms = {norm.name: conv.name for conv, norm in pairs}
@@ -30,10 +30,20 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     def clone(layer: keras.Layer) -> keras.Layer:
         if _is_functional(layer):
             return fold_batch_norm(layer)
-        config = layer.get_config()
-        if layer.name in folded:
-            config["use_bias"] = True
-        return layer.__class__.from_config(config)
+        if layer.name not in folded:
+            return layer  # shared with the model: its weights are only read
+        # spelled out, because `get_config` makes Keras import TensorFlow wherever it is installed (5 s, 400 MB)
+        return layer.__class__(
+            layer.filters,
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            dilation_rate=layer.dilation_rate,
+            groups=layer.groups,
+            use_bias=True,
+            dtype=layer.dtype_policy,
+            name=layer.name,
+        )
 
     def call(layer: keras.Layer, *args, **kwargs):
         return args[0] if layer.name in norms else layer(*args, **kwargs)
@@ -42,8 +52,6 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     for layer in copy.layers:
         if layer.name in folded:
             layer.set_weights(_folded_weights(model.get_layer(layer.name), folded[layer.name]))
-        elif layer.weights and not _is_functional(layer):
-            layer.set_weights(model.get_layer(layer.name).get_weights())
     return copy
 
 
