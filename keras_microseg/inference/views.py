@@ -19,6 +19,7 @@ from keras_microseg.image import Image
 from keras_microseg.intensity import invert, percentile_limits, stretch
 
 Slices = tuple[slice, ...]
+_SOURCE_PIXELS = 8_000_000  # read at once to make a window of a scaled view
 
 
 class GreyView:
@@ -75,6 +76,11 @@ class ScaledView:
         window = [slice(*part.indices(n)) for part, n in zip(key, self.shape, strict=True)]
         rows, row_weights = _weights(window[0], self.shape[0], self.array.shape[0])
         columns, column_weights = _weights(window[1], self.shape[1], self.array.shape[1])
+        height = window[0].stop - window[0].start
+        if (rows.stop - rows.start) * (columns.stop - columns.start) > _SOURCE_PIXELS and height > 1:
+            middle = window[0].start + height // 2  # a much reduced image draws on many pixels
+            parts = (slice(window[0].start, middle), slice(middle, window[0].stop))
+            return np.concatenate([self[part, window[1]] for part in parts])
         values = np.asarray(self.array[rows, columns], np.float32)
         return (column_weights @ (row_weights @ values).T).T.astype(np.float32, copy=False)
 

@@ -41,6 +41,23 @@ def test_scale_one_is_identity():
     np.testing.assert_allclose(ScaledView(array, 1.0)[:, :], array, atol=1e-7)
 
 
+def test_much_reduced_images_are_read_in_pieces(monkeypatch):
+    array = np.random.default_rng(0).random((300, 200)).astype("float32")
+    whole = ScaledView(array, 0.1)[:, :]
+    monkeypatch.setattr(views, "_SOURCE_PIXELS", 10_000)
+    largest = []
+
+    class Lazy:
+        shape = array.shape
+
+        def __getitem__(self, key):
+            largest.append(array[key].size)
+            return array[key]
+
+    np.testing.assert_allclose(ScaledView(Lazy(), 0.1)[:, :], whole, atol=1e-6)
+    assert max(largest) <= 10_000 and len(largest) > 5
+
+
 def test_grey_views_leave_out_bar_colour_and_nan():
     rgb = np.random.default_rng(0).integers(0, 255, (20, 9, 3)).astype(np.uint8)
     view = GreyView(Image(rgb, "YXC"), rows=15)

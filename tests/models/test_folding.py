@@ -2,6 +2,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_microseg import backend
+from keras_microseg.models import multires_unet, unet
 from keras_microseg.models.folding import fold_batch_norm
 
 pytestmark = pytest.mark.network
@@ -72,3 +74,14 @@ def test_nested_models_fold():
     inputs = L.Input((None, None, 2))
     x = L.BatchNormalization()(L.Conv2D(2, 3, padding="same")(inner(inputs)))
     check_fold(randomize(keras.Model(inputs, x)), norms_left=0)
+
+
+@pytest.mark.parametrize("network", [unet, multires_unet])
+def test_networks_of_the_package_give_the_same_maps(network):
+    model = randomize(network((None, None, 1), filters=(4, 8, 8) if network is unet else 4))
+    folded = fold_batch_norm(model)
+    x = np.random.default_rng(1).random((1, 32, 32, 1)).astype("float32")
+    expected, received = (backend.compile_predict(m)(x) for m in (model, folded))
+    np.testing.assert_allclose(received, expected, atol=1e-5)
+    norms = [sum(isinstance(la, L.BatchNormalization) for la in m._flatten_layers()) for m in (model, folded)]
+    assert norms[1] <= norms[0] // 2
