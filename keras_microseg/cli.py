@@ -67,16 +67,21 @@ def _examples(*lines: str) -> str:
     return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"keras_microseg {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
 def _common(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is being done.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("keras_microseg").setLevel(logging.INFO if verbose else logging.WARNING)
-    if version:
-        typer.echo(f"keras_microseg {__version__}")
-        raise typer.Exit()
+    logging.getLogger("keras_microseg").setLevel(logging.INFO if verbose else logging.ERROR)
 
 
 @app.command(

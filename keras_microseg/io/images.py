@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_microseg.checks import FileError, UserError
-from keras_microseg.image import Image, PixelSize
+from keras_microseg.image import Image, LazyArray, PixelSize
 from keras_microseg.io import files, formats, metadata, sources
 
 RARE_COLOUR = 0.01
@@ -160,7 +160,7 @@ def write_tiff(
 
     Args:
         path: the new file.
-        array: pixels.
+        array: pixels; a lazy array is written in bands, uncompressed (for what does not fit into memory).
         axes: letters of `TZYXC`, one per axis.
         pixel_size: edge lengths of the spatial axes, or None.
         info: text for the image's info window in ImageJ.
@@ -168,6 +168,7 @@ def write_tiff(
     """
     import tifffile
 
+    is_lazy = isinstance(array, LazyArray)
     array = array.astype(np.uint8) * 255 if array.dtype == bool else array
     array = array.astype(np.float32) if array.dtype == np.float16 else array
     if array.dtype.kind not in "uif":
@@ -183,13 +184,16 @@ def write_tiff(
     if info:
         header["Info"] = info
     options: dict[str, Any] = {"resolution": resolution, "photometric": "rgb" if is_rgb else "minisblack"}
-    if compress and axes == "YX":
+    if compress and axes == "YX" and not is_lazy:
         options["compression"] = "zlib"
     is_imagej = (
         array.dtype in (np.uint8, np.uint16, np.float32) and array.nbytes < 2**31
         and (is_rgb or "C" not in axes) and (not is_rgb or array.dtype == np.uint8)
     )  # fmt: skip
     with files.atomic_path(path) as temporary:
+        if is_lazy:
+            _write_bands(temporary, array, info, header, is_imagej, options)
+            return
         if is_imagej:
             tifffile.imwrite(
                 temporary, array.astype(array.dtype.newbyteorder("="), copy=False), imagej=True,
@@ -206,6 +210,30 @@ def write_tiff(
             temporary, array, description=description, metadata=None if description else {"axes": axes},
             extratags=[tag for tags in extra for tag in tags], bigtiff=array.nbytes > 2**32 - 2**25, **options,
         )  # fmt: skip
+
+
+def _write_bands(
+    path: Path, array: LazyArray, info: str, header: dict[str, Any], is_imagej: bool, options: dict[str, Any]
+) -> None:
+    """Write a two-dimensional lazy array as one uncompressed block, a band of rows at a time."""
+    import tifffile
+
+    if is_imagej:
+        described = {"imagej": True, "metadata": {"axes": "YX", **header}}
+    else:
+        lines = ["ImageJ=1.54f"] + [f"{key}={value}" for key, value in header.items() if key != "Info"]
+        tags = _imagej_info_tag(info) if info else []
+        described = {"description": "\n".join(lines) + "\n", "metadata": None, "extratags": tags}
+        described["bigtiff"] = array.nbytes > 2**32 - 2**25
+    stored = array.dtype.newbyteorder("<")
+    offset, _ = tifffile.imwrite(
+        path, shape=array.shape, dtype=array.dtype, byteorder="<", returnoffset=True, **described, **options
+    )
+    rows = max(1, 2**24 // array.shape[1])
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        for first in range(0, array.shape[0], rows):
+            file.write(np.ascontiguousarray(array[first : first + rows], stored).tobytes())
 
 
 def _imagej_info_tag(info: str) -> list[tuple]:

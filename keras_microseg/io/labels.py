@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_microseg.checks import FileError, UserError
-from keras_microseg.image import Image, PixelSize
+from keras_microseg.image import Image, LazyArray, PixelSize
 from keras_microseg.io.images import open_image, write_tiff
 
 _NOTE = "keras_microseg labels"
@@ -81,7 +82,7 @@ def write_labels(
 
     Args:
         path: name ending in `.tif` or `.tiff`.
-        labels: (Y, X) or (Z, Y, X) whole numbers, 0 = background.
+        labels: (Y, X) or (Z, Y, X) whole numbers, 0 = background; a lazy (Y, X) array is written in bands.
         pixel_size: edge lengths, noted in the ImageJ header together with where they come from.
         origin: where the labels come from: facts (method, settings, source image; JSON values) or text; or the index
             of the first pixel in the source image as a sequence of whole numbers. `{"first_pixel": [y, x]}` among the
@@ -91,14 +92,16 @@ def write_labels(
         FileError: unwritable output, full disk.
         UserError: not labels, or not a TIFF name.
     """
-    path, labels = Path(path), np.asarray(labels)
+    path = Path(path)
+    labels = labels if isinstance(labels, LazyArray) else np.asarray(labels)
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise UserError(f"{path.name}: label images are written as TIFF. Use the ending .tif.")
     if labels.ndim not in (2, 3) or labels.size == 0:
         raise UserError(f"`labels` must have axes YX or ZYX and at least one pixel. Received: shape {labels.shape}")
     if labels.dtype == bool:
         labels = labels.astype(np.uint8)
-    if labels.dtype.kind not in "ui" or labels.min() < 0 or labels.max() >= 2**31:
+    low, high = (0, 0) if labels.dtype.kind not in "ui" else _range(labels)
+    if labels.dtype.kind not in "ui" or low < 0 or high >= 2**31:
         raise UserError(f"`labels` must be whole numbers from 0 to {2**31 - 1}. Received: {labels.dtype}")
     note: dict[str, Any] = {}
     if isinstance(origin, str):
@@ -114,8 +117,27 @@ def write_labels(
     if pixel_size is not None:
         note["pixel_size_source"] = pixel_size.source
     info = f"{_NOTE}\n{json.dumps(note, default=str)}"
-    stored = labels.astype(np.uint16 if labels.max() < 2**16 else np.int32)
+    kind = np.uint16 if high < 2**16 else np.int32
+    stored = _Cast(labels, kind) if isinstance(labels, LazyArray) else labels.astype(kind)
     write_tiff(path, stored, "ZYX"[-labels.ndim :], pixel_size, info=info, compress=True)
+
+
+class _Cast(LazyArray):
+    """A lazy array in another data type."""
+
+    def __init__(self, source: LazyArray, dtype: Any):
+        self.source, self.shape, self.dtype = source, source.shape, np.dtype(dtype)
+
+    def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
+        return self.source[block].astype(self.dtype)
+
+
+def _range(labels: Any) -> tuple[int, int]:
+    """Smallest and largest value, read in bands."""
+    rows = max(1, 2**24 // max(1, math.prod(labels.shape[1:])))
+    bands = (labels[first : first + rows] for first in range(0, labels.shape[0], rows))
+    limits = [(int(band.min()), int(band.max())) for band in bands]
+    return min(low for low, _ in limits), max(high for _, high in limits)
 
 
 def is_mask(labels: np.ndarray) -> bool:

@@ -14,9 +14,9 @@ import pandas as pd
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError
 from keras_microseg.image import Image, PixelSize
+from keras_microseg.io.pairing import match_names
 from keras_microseg.measurement import measure_particles
 from keras_microseg.report.results import ImageRecord, Results, check_unit, choose_unit, join_tables
-from keras_microseg.workflows.pairing import match_names
 from keras_microseg.workflows.steps import (
     Failure,
     Progress,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 
 from keras_microseg import io
 from keras_microseg.checks import UserError, check_choice, check_number
-from keras_microseg.image import METRES, Image, PixelSize, normalize_unit
+from keras_microseg.image import METRES, Image, LazyArray, PixelSize, normalize_unit
 from keras_microseg.report.results import ImageRecord, Results, check_unit
 from keras_microseg.workflows.measure_labels import METHOD as MEASURED
 from keras_microseg.workflows.measure_labels import assemble, folder_facts, record_facts, record_of
@@ -148,7 +150,7 @@ def segment(
     holder: list[Results] = []
 
     def find(folder: RunFolder) -> None:
-        plane_segmenter, facts = make_segmenter(settings, ready)
+        plane_segmenter, facts = make_segmenter(settings, ready, folder.path / "scratch")
         folder.manifest.update(facts, **run_facts())
 
         def work(name: str, path: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -184,6 +186,7 @@ def segment_file(
         io.write_labels(labels_path, record.labels, pixel_size=record.pixel_size, origin=origin)
         facts.append(record_facts(record, labels_path.relative_to(folder.path)))
         files.append(labels_path)
+        shutil.rmtree(folder.path / "scratch", ignore_errors=True)  # labels of a large image, now in their file
     return {"planes": facts}, files
 
 
@@ -205,28 +208,61 @@ def segment_plane(
     least = to_pixels(settings.min_diameter, plane.pixel_size, "min_diameter")
     min_area = None if least is None else math.pi / 4 * least**2
     labels, facts = plane_segmenter(picture, diameter, min_area)
-    labels = clean_labels(np.asarray(labels), settings.exclude_border)
-    whole = np.zeros(plane.spatial_shape, np.int32)
-    whole[: len(labels)] = labels
+    whole = CleanLabels(labels, plane.spatial_shape, settings.exclude_border)
     warnings = list(plane.metadata.get("warnings", ()))
-    if not labels.any():
+    if not whole.count:
         warnings.append("No particle was found.")
+    if isinstance(labels, np.ndarray):
+        whole = whole[...]
     facts = {**facts, "seconds": round(time.perf_counter() - start, 3)}
     image = Path(source) if plane.path else plane
     return ImageRecord(name, str(source), whole, image, plane.pixel_size, bar, number, facts, tuple(warnings))
 
 
-def clean_labels(labels: np.ndarray, exclude_border: bool) -> np.ndarray:
-    """Labels 1..n in order, without particles that touch the image edge when `exclude_border`."""
-    from keras_microseg.segmentation import labeling
+class CleanLabels(LazyArray):
+    """Labels as they are stored: numbered 1..n without gaps, with empty rows where the info bar was left out.
 
-    if exclude_border:
-        labels = labeling.remove_labels(labels, labeling.touches_border(labels))
-    return np.asarray(labeling.relabel_sequential(labels)).astype(np.int32, copy=False)
+    Args:
+        labels: (Y, X) int array, or anything that gives windows of one.
+        shape: shape of the whole image, at least that of `labels`.
+        exclude_border: leave out particles that touch the edge of `labels`.
+
+    Attributes:
+        count: number of particles.
+    """
+
+    def __init__(self, labels: Any, shape: tuple[int, int], exclude_border: bool = False):
+        self.source, self.shape, self.dtype = labels, tuple(shape), np.dtype(np.int32)
+        rows = max(1, 2**23 // labels.shape[1])
+        present = np.zeros(1, np.int64)
+        for first in range(0, labels.shape[0], rows):
+            present = np.union1d(present, _distinct(np.asarray(labels[first : first + rows])))
+        if exclude_border:
+            edges = [np.asarray(labels[part]).ravel() for part in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:])]
+            present = np.setdiff1d(present, np.concatenate(edges))
+        present = present[present > 0]
+        self.count = len(present)
+        self.numbers = np.zeros(int(present.max(initial=0)) + 1, np.int32)
+        self.numbers[present] = np.arange(1, self.count + 1)
+
+    def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
+        rows, columns = block
+        out = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.int32)
+        part = np.asarray(self.source[rows.start : min(rows.stop, self.source.shape[0]), columns])
+        out[: len(part)] = self.numbers[np.where(part < len(self.numbers), part, 0)]
+        return out
 
 
-def make_segmenter(settings: SegmentSettings, ready: Any = None) -> tuple[SegmentPlane, dict[str, Any]]:
-    """What segments one plane, and the facts to record about it (model, device)."""
+def make_segmenter(
+    settings: SegmentSettings, ready: Any = None, scratch: Path | None = None
+) -> tuple[SegmentPlane, dict[str, Any]]:
+    """What segments one plane, and the facts to record about it (model, device).
+
+    Args:
+        settings: how.
+        ready: a loaded `inference.Segmenter`, instead of the model of the settings.
+        scratch: folder for the scratch files of large images; None takes the system's.
+    """
     if settings.method == "classical":
         from keras_microseg.segmentation.classical import segment_classical
 
@@ -252,7 +288,8 @@ def make_segmenter(settings: SegmentSettings, ready: Any = None) -> tuple[Segmen
             "info_bar": False,
         }  # fmt: skip
         if math.prod(image.spatial_shape) > LARGE_PIXELS:
-            found = inference.segment_large(segmenter, image, **options)
+            key = hashlib.sha256(f"{image.path} {image.origin} {image.metadata.get('plane')}".encode()).hexdigest()[:12]
+            found = inference.segment_large(segmenter, image, None if scratch is None else scratch / key, **options)
         else:
             found = segmenter.segment(image, **options)
         facts = {"scale": found.scale, "polarity": found.polarity, "threshold": found.threshold}
@@ -353,6 +390,11 @@ def _segment_in_memory(
         progress("segment", len(sources), len(sources), "")
     method = [describe_method(settings, facts), MEASURED]
     return assemble("segment", records, settings, method, failures, facts=facts, progress=progress)
+
+
+def _distinct(labels: np.ndarray) -> np.ndarray:
+    """Distinct labels of a block, without sorting its pixels."""
+    return np.flatnonzero(np.bincount(labels.ravel())) if labels.size else np.zeros(0, np.int64)
 
 
 def _source(value: Any, number: int) -> str:

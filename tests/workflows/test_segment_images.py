@@ -8,7 +8,7 @@ import keras_microseg as km
 from keras_microseg import io
 from keras_microseg.checks import UserError
 from keras_microseg.image import Image, PixelSize
-from keras_microseg.workflows.segment_images import SegmentSettings, parse_length, to_pixels
+from keras_microseg.workflows.segment_images import CleanLabels, SegmentSettings, parse_length, to_pixels
 
 
 def micrograph(shape=(140, 180), radius=9, dark=False) -> tuple[np.ndarray, np.ndarray]:
@@ -160,3 +160,31 @@ def test_table_is_the_same_in_memory_and_on_disk(folder):
     pd.testing.assert_frame_equal(memory.table, disk.table)
     stored = pd.read_csv(folder / "out/particles.csv", comment="#")
     np.testing.assert_allclose(stored["area"], disk.table["area"])
+
+
+class Window:
+    """An array that can only be read by windows, as those on disk."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, key):
+        return np.array(self.array[key])
+
+
+@pytest.mark.parametrize("top", [50, 70_000])
+def test_labels_of_large_images_are_cleaned_and_written_in_bands(tmp_path, top):
+    _, labels = micrograph()
+    labels = labels * (top // 6)  # gaps
+    labels[:3, 50:60] = 5  # cut by the edge
+    clean = CleanLabels(Window(labels), (150, 180), exclude_border=True)
+    assert clean.count == 6 and clean.shape == (150, 180)
+    size = PixelSize.parse("1.5 nm")
+    io.write_labels(tmp_path / "a.tif", clean, pixel_size=size, origin={"source": "x"})
+    stored = km.read_labels(tmp_path / "a.tif")
+    assert stored.pixel_size.size == pytest.approx((1.5, 1.5)) and stored.data.max() == 6
+    assert not stored.data[140:].any()
+    np.testing.assert_array_equal(stored.data[:140] > 0, (labels > 0) & (labels != 5))
+    many = CleanLabels(Window(np.arange(70_000, dtype=np.int32).reshape(200, 350)), (200, 350))
+    io.write_labels(tmp_path / "b.tif", many)
+    np.testing.assert_array_equal(km.read_labels(tmp_path / "b.tif").data, many[...])
