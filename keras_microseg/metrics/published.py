@@ -116,8 +116,8 @@ def score_mask(predicted: np.ndarray, truth: np.ndarray) -> PublishedScores:
     """The scores of one image whose particles are already separated.
 
     Args:
-        predicted, truth: (H, W) masks, non-zero = particle. For label images pass `cut_touching(labels)` or
-            `separate_8_to_4` of it first, so that tracing sees the particles apart.
+        predicted, truth: (H, W) masks, non-zero = particle. For label images pass
+            `separate_8_to_4(cut_touching(labels))`, so that 8-connected tracing sees the particles apart.
     """
     predicted, truth = np.asarray(predicted) != 0, np.asarray(truth) != 0
     if predicted.shape != truth.shape:
