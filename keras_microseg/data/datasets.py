@@ -1,7 +1,7 @@
 """Training data as `keras.utils.PyDataset`s whose every batch is a pure function of (seed, epoch, index).
 
-Nothing depends on call order, worker count or time, so a training that was interrupted sees after `set_epoch` exactly the
-batches it would have seen.
+Nothing depends on call order, worker count or time, so a training that was interrupted sees after `set_epoch` exactly
+the batches it would have seen.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from keras_microseg.checks import FileError, UserError, check_number, standardiz
 from keras_microseg.data.augment import NO_AUGMENTATION, AugmentSettings, crop_pair, vary_grey
 from keras_microseg.data.targets import MAPS, instance_maps
 from keras_microseg.intensity import percentile_limits, stretch
+from keras_microseg.io.pairing import match_names
 from keras_microseg.simulation import simulate_micrograph
 
 log = logging.getLogger(__name__)
@@ -120,8 +121,8 @@ def pair_files(images: str | Path, labels: str | Path | None = None) -> list[Pai
 
     Args:
         images: folder of images; or a folder with `images/` and `labels/` (or `masks/`) inside, when `labels` is None.
-        labels: folder of label images or masks. A label belongs to the image of the same stem; the endings `_m`, `_cm`,
-            `_mask`, `_masks`, `_label`, `_labels` and `.labels` are dropped from its stem first when no equal stem exists.
+        labels: folder of label images or masks, named as their images, with or without an ending such as `_mask` or
+            `_labels`, see `io.pairing.match_names`.
 
     Returns:
         Pairs in natural order. Images without labels are left out and counted in the log.
@@ -139,15 +140,9 @@ def pair_files(images: str | Path, labels: str | Path | None = None) -> list[Pai
             raise UserError(
                 f"{images}: needs the folders images/ and labels/ (or masks/) inside; or name both folders."
             )
-    by_stem = {}
-    for path in io.find_images(labels):
-        by_stem.setdefault(path.stem, path)
-        for ending in ("_masks", "_mask", "_labels", "_label", ".labels", "_cm", "_m"):
-            if path.stem.lower().endswith(ending):
-                by_stem.setdefault(path.stem[: -len(ending)], path)
-                break
     found = io.find_images(images)
-    pairs = [Pair(path, by_stem[path.stem]) for path in found if path.stem in by_stem]
+    partners = match_names(found, io.find_images(labels))
+    pairs = [Pair(path, partner) for path, partner in partners.items() if partner is not None]
     if not pairs:
         raise UserError(
             f"No image in {images} has a label image of the same name in {labels}. "

@@ -12,9 +12,9 @@ import numpy as np
 
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_number
+from keras_microseg.io.pairing import match_names
 from keras_microseg.metrics import instance, pixel
 from keras_microseg.segmentation import labeling
-from keras_microseg.workflows.pairing import match_names
 from keras_microseg.workflows.steps import Failure, Progress, describe, now, run_facts, write_json
 
 LARGEST_CUT = 0.2

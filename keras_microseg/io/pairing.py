@@ -10,7 +10,7 @@ from keras_microseg.checks import UserError
 
 _ENDINGS = re.compile(
     r"[ _.-]*(?:cp_masks|masks?|labels?|labelled|segmentation|segmap|seg|prediction|predicted|pred|gt|truth"
-    r"|annotation)$",
+    r"|annotation|c?m)$",
     re.IGNORECASE,
 )
 
