@@ -10,7 +10,9 @@ from keras_microseg.layers.convolution import (
     UpSampling2D,
     UpSampling3D,
 )
+from keras_microseg.layers.heads import MapsActivation
 from keras_microseg.layers.normalization import BatchNorm
+from keras_microseg.layers.padding import CropToMatch, PadToMultiple, ReflectionPadding2D
 
 __all__ = [
     "BatchNorm",
@@ -18,8 +20,12 @@ __all__ = [
     "Conv2DTranspose",
     "Conv3D",
     "Conv3DTranspose",
+    "CropToMatch",
+    "MapsActivation",
     "MaxPooling2D",
     "MaxPooling3D",
+    "PadToMultiple",
+    "ReflectionPadding2D",
     "UpSampling2D",
     "UpSampling3D",
 ]

@@ -41,6 +41,7 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
             dilation_rate=layer.dilation_rate,
             groups=layer.groups,
             use_bias=True,
+            kernel_initializer="zeros",
             dtype=layer.dtype_policy,
             name=layer.name,
         )

@@ -155,3 +155,14 @@ def test_old_layer_names_are_understood(tmp_path):
     loaded, _ = saving.load_model(path)
     x = np.random.default_rng(0).random((1, 8, 9, 1)).astype("float32")
     np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(m(x)) for m in (loaded, model)))
+
+
+def test_start_values_survive_loading(tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    layer = keras.layers.Conv2D(2, 3, kernel_initializer=keras.initializers.HeNormal(seed=3))
+    model = keras.Model(inputs, layer(inputs))
+    saving.save_model(model, tmp_path / "model.keras", CARD)
+    again = saving.load_model(tmp_path / "model.keras")[0].layers[-1]
+    np.testing.assert_array_equal(again.get_weights()[0], layer.get_weights()[0])
+    assert type(again.kernel_initializer) is keras.initializers.HeNormal
+    assert again.get_config() == layer.get_config()
