@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]
 
 TILE = 512
 HALO = 32
-_MAX_SHAPES = 2
+_MAX_SHAPES = 4
 _WASTE = 1.3  # a compiled shape is used again when it costs at most this much more than the best one
 
 
@@ -68,7 +68,7 @@ def choose_tile(
     """Tile shape that covers an image of `shape` with the fewest computed pixels.
 
     Small images become one tile; larger ones are shared out evenly so that hardly any tile reaches over the border. A
-    shape in `used` (compiled already) is preferred when it wastes little, and is kept once two shapes are compiled.
+    shape in `used` (compiled already) is preferred when it wastes little, and is kept once four shapes are compiled.
 
     Args:
         shape: (height, width) of the image.

@@ -2,59 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from keras_microseg.data.targets import relative_distance
 from keras_microseg.segmentation.labeling import touches_border
 
-LARGEST_SCALE = 4.0
+LARGEST_SCALE = 2.0
+STEP = 2**0.5
+CERTAINTY_WEIGHT = 0.2
+SIZE_WEIGHT = 0.02
+_STOP = 1.1  # particles this much larger than typical: finer scales are looked at only while they get better
+_SMALL = 0.6  # particles this much smaller than typical: the image may be enlarged
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What a model found at one scale.
+
+    Attributes:
+        diameter: area-weighted median diameter, px at that scale; None when nothing was found.
+        agreement: how well the predicted distance map fits the particles decoded from it, 0..1.
+        certainty: mean distance of the foreground probability from 1/2, 0..1.
+    """
+
+    diameter: float | None
+    agreement: float = 0.0
+    certainty: float = 0.0
+
+    def score(self, typical: float) -> float:
+        """Rank of the scale; -inf when nothing was found."""
+        if self.diameter is None:
+            return -np.inf
+        off = abs(np.log(self.diameter / typical))
+        return self.agreement + CERTAINTY_WEIGHT * self.certainty - SIZE_WEIGHT * off
+
+
+def judge(maps: np.ndarray, outputs: Sequence[str], labels: np.ndarray) -> Look:
+    """How consistent the maps of an image are with the particles found in them.
+
+    A network that sees particles at the size it knows predicts distance maps that rise from the edge of every particle
+    to one hill; too large ones fall apart, too small ones melt together, and the prediction disagrees with the distance
+    computed from its own labels. `agreement` is 1 - mean |predicted - computed relative distance| over the particles.
+
+    Args:
+        maps: (H, W, C) float32, 0..1.
+        outputs: names of the channels; without `distance`, the mean foreground probability takes its place.
+        labels: (H, W) int32 decoded from `maps`.
+    """
+    diameter = median_diameter(labels)
+    foreground = maps[..., list(outputs).index("foreground")]
+    certainty = float(2 * np.abs(foreground - 0.5).mean())
+    inside = labels > 0
+    if diameter is None or (labels.max() == 1 and inside.mean() > 0.95):
+        return Look(None, 0.0, certainty)  # nothing, or one particle that is the whole image: nothing to measure
+    if "distance" in outputs:
+        predicted = maps[..., list(outputs).index("distance")]
+        agreement = 1 - float(np.abs(predicted - relative_distance(labels))[inside].mean())
+    else:
+        agreement = float(foreground[inside].mean())
+    return Look(diameter, agreement, certainty)
 
 
 def find_scale(
-    diameter_at: Callable[[float], float | None],
+    look_at: Callable[[float], Look],
     sizes: Mapping[str, Any],
     *,
-    start: float = 1.0,
-    smallest: float = 0.02,
+    smallest: float = 0.05,
     largest: float = LARGEST_SCALE,
-    max_refinements: int = 2,
 ) -> float:
     """Factor by which an image is enlarged before the network sees it.
 
-    Looks at the particles found at `start`; when their diameter lies outside the trained range, rescales so that it
-    becomes the typical one and looks again, `max_refinements` times at most. When nothing is found, half the scale is
-    tried (particles too large to be seen as such), then double.
+    Goes from coarse (cheap) to fine in steps of sqrt(2) up to the image itself, keeps the scale of the highest
+    `Look.score`, and stops early once particles are larger than typical and the score falls. Goes beyond the image's
+    own scale only while particles stay small. When nothing is found anywhere, the image's own scale.
 
     Args:
-        diameter_at: median particle diameter found at a scale, in pixels at that scale; None when nothing is found.
-        sizes: `typical`, `minimum` and `maximum` diameter of the training, px (a card's `diameter`).
-        start: first scale.
+        look_at: predicts and judges the image at a scale.
+        sizes: `typical` diameter of the training, px (a card's `diameter`).
         smallest, largest: limits of the result.
-        max_refinements: number of further looks.
     """
-    minimum, typical, maximum = (float(sizes[name]) for name in ("minimum", "typical", "maximum"))
-    scale, untried = start, [start / 2, start * 2]
-    for look in range(max_refinements + 1):
-        diameter = diameter_at(scale)
-        if diameter is not None and minimum <= diameter <= maximum:
-            return scale
-        if diameter is None:
-            if not untried or look == max_refinements:
-                return start
-            scale = untried.pop(0)
-        else:
-            scale *= typical / diameter
-        scale = float(np.clip(scale, smallest, largest))
-    return scale
+    typical = float(sizes["typical"])
+    steps = int(np.floor(np.log(1 / min(smallest, 1.0)) / np.log(STEP) + 1e-9))
+    scales = [0.5 ** (k // 2) / (STEP if k % 2 else 1) for k in range(steps, -1, -1)]
+    best, best_score, look = 1.0, -np.inf, None
+    for scale in scales:
+        look = look_at(scale)
+        score = look.score(typical)
+        if score > best_score:
+            best, best_score = scale, score
+        elif look.diameter is not None and look.diameter > _STOP * typical:
+            return best
+    scale = STEP
+    while best == scale / STEP and look.diameter and look.diameter < _SMALL * typical and scale <= largest * 1.001:
+        look = look_at(scale)
+        if look.score(typical) <= best_score:
+            break
+        best, best_score, scale = scale, look.score(typical), scale * STEP
+    return best
 
 
 def scale_for_diameter(diameter: float, sizes: Mapping[str, Any]) -> float:
-    """Scale for particles of a known diameter (px): 1 inside the trained range, else what makes them typical."""
-    if float(sizes["minimum"]) <= diameter <= float(sizes["maximum"]):
+    """Scale for particles of a known diameter (px): 1 when it is near the typical one, else what makes it typical."""
+    typical = float(sizes["typical"])
+    if typical / 1.5 <= diameter <= typical * 1.5:
         return 1.0
-    return min(float(sizes["typical"]) / diameter, LARGEST_SCALE)
+    return min(typical / diameter, LARGEST_SCALE)
 
 
 def median_diameter(labels: np.ndarray) -> float | None:

@@ -16,7 +16,7 @@ from keras_microseg import backend, io
 from keras_microseg.checks import FileError, UserError, check_choice, check_number
 from keras_microseg.image import Image
 from keras_microseg.inference.prediction import Predictor, predict_maps
-from keras_microseg.inference.scale import find_scale, median_diameter, scale_for_diameter
+from keras_microseg.inference.scale import Look, find_scale, judge, median_diameter, scale_for_diameter
 from keras_microseg.inference.views import GreyView, ScaledView, StretchedView, dequantize, scaled_shape
 from keras_microseg.intensity import percentile_limits
 from keras_microseg.segmentation.decode import DecodeSettings, labels_from_maps
@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = Path(__file__).parents[1] / "models" / "weights" / "default.keras"
 PROBE_PIXELS = 1_200_000
+LOOK_TILE = 320
+_LOOK_SIDE = 544
 _PROBE_WINDOW = 512
+_SMALLEST_SIDE = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Segmenter:
     Args:
         model: `"default"` (ships with the package), the path of a `.keras` file, or a `keras.Model` with its `card`.
         card: the card of a model given as an object, or instead of the one in the file.
-        tile: tile shape, halo included; None chooses by image (two shapes per segmenter at most).
+        tile: tile shape, halo included; None chooses by image (four shapes per segmenter at most).
         batch_size: tiles per call of the network.
 
     Attributes:
@@ -190,14 +193,7 @@ class Prepared:
         """Working scale: from a known diameter (px of the image), or by looking."""
         if diameter is not None:
             return scale_for_diameter(check_number("diameter", diameter, minimum=0, exclusive=True), self.sizes)
-        shape = self.grey.shape
-        pixels = float(np.prod(shape, dtype=float))
-        return find_scale(
-            self.diameter_at,
-            self.sizes,
-            start=min(1.0, (PROBE_PIXELS / pixels) ** 0.5),
-            smallest=min(1.0, self.segmenter.predictor.multiple_of / max(shape)),
-        )
+        return find_scale(self.look_at, self.sizes, smallest=_SMALLEST_SIDE / min(self.grey.shape))
 
     def input_view(self, scale: float) -> Any:
         """The image at a scale, stretched to 0..1: NumPy when the image is, lazy when it is lazy."""
@@ -218,15 +214,13 @@ class Prepared:
             self._maps[scale] = self._predict(self.input_view(scale)[:, :])
         return self._maps[scale]
 
-    def diameter_at(self, scale: float) -> float | None:
-        """Median diameter found at a scale, px at that scale; large images are judged by four windows."""
+    def look_at(self, scale: float) -> Look:
+        """What the model finds at a scale; large images are judged by four windows."""
         shape = scaled_shape(self.grey.shape, scale)
-        if shape[0] * shape[1] <= PROBE_PIXELS:
-            probes = self.maps(scale)
-        else:
-            probes = self._probe(self.input_view(scale))
+        probes = self.maps(scale) if shape[0] * shape[1] <= PROBE_PIXELS else self._probe(self.input_view(scale))
         settings = DecodeSettings(**self.segmenter.card.get("decode", {}))
-        return median_diameter(labels_from_maps(probes, self.segmenter.predictor.outputs, settings))
+        outputs = self.segmenter.predictor.outputs
+        return judge(probes, outputs, labels_from_maps(probes, outputs, settings))
 
     def _probe(self, view: Any) -> np.ndarray:
         """Maps of four windows of an image, put together as one array; of all of a small image."""
@@ -239,12 +233,13 @@ class Prepared:
 
     def _predict(self, view: Any) -> np.ndarray:
         segmenter = self.segmenter
+        tile = segmenter.tile
+        if tile is None and max(view.shape) <= _LOOK_SIDE:
+            tile = LOOK_TILE  # one shape for all small scales, so that it is compiled once
         if not view.any():
             return np.zeros((*view.shape, len(segmenter.predictor.outputs)), np.float32)  # no contrast, no particle
         out = np.empty((*view.shape, len(segmenter.predictor.outputs)), np.uint8)
-        predict_maps(
-            segmenter.predictor, view, tile=segmenter.tile, batch_size=segmenter.batch_size, flips=self.flips, out=out
-        )
+        predict_maps(segmenter.predictor, view, tile=tile, batch_size=segmenter.batch_size, flips=self.flips, out=out)
         return dequantize(out, segmenter.predictor.outputs)
 
 

@@ -90,13 +90,13 @@ def test_chosen_tiles_waste_little(shape):
     assert max(tile) < 800 and computed < 1.35 * needed
 
 
-def test_many_images_share_two_shapes():
+def test_many_images_share_few_shapes():
     rng = np.random.default_rng(0)
     used = []
     for shape in rng.integers(50, 3000, (40, 2)):
         tile = choose_tile(tuple(shape), 32, 16, used=used)
         used += [tile] if tile not in used else []
-    assert len(used) <= 2
+    assert len(used) <= 4
 
 
 def test_a_card_of_another_model_is_noticed(predictor):

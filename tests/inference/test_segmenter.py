@@ -4,9 +4,10 @@ import pytest
 from keras import layers as L
 
 from keras_microseg.checks import FileError, UserError
+from keras_microseg.data.targets import instance_maps
 from keras_microseg.image import Image
 from keras_microseg.inference import Segmenter, find_scale, segment_large
-from keras_microseg.inference.scale import median_diameter, scale_for_diameter
+from keras_microseg.inference.scale import Look, judge, median_diameter, scale_for_diameter
 from keras_microseg.inference.segmenter import labels_at_full_size
 from keras_microseg.models.saving import save_model
 
@@ -170,12 +171,51 @@ def test_scratch_files_go_with_the_result(segmenter):
 
 
 def test_scale_search_on_known_sizes():
-    for size in (2.0, 12.0, 20.0, 100.0, 300.0):
-        scale = find_scale(lambda s, size=size: size * s, SIZES, largest=10)
-        assert SIZES["minimum"] <= size * scale <= SIZES["maximum"]
+    """A model that agrees with itself best at the typical size brings every size near to it."""
+
+    def seen(size):
+        def look_at(scale):
+            diameter = size * scale
+            fits = np.exp(-(np.log(diameter / SIZES["typical"]) ** 2))
+            return Look(diameter if diameter > 3 else None, 0.8 + 0.15 * fits, 0.95)
+
+        return look_at
+
+    for size in (8.0, 12.0, 20.0, 100.0, 300.0):
+        scale = find_scale(seen(size), SIZES)
+        assert abs(np.log(size * scale / SIZES["typical"])) < np.log(2) * 0.51 or scale == 2.0, size
     looked = []
-    assert find_scale(lambda s: looked.append(s), SIZES) == 1.0 and looked == [1.0, 0.5, 2.0]
-    assert scale_for_diameter(20, SIZES) == 1 and scale_for_diameter(64, SIZES) == 0.25
+    assert find_scale(lambda s: looked.append(s) or Look(None), SIZES, smallest=0.3) == 1.0
+    np.testing.assert_allclose(looked, [2**-1.5, 0.5, 0.5**0.5, 1.0])
+    assert looked[1] == 0.5, "halves are exact"
+
+
+def test_fine_scales_of_large_particles_are_not_looked_at():
+    looked = []
+
+    def look_at(scale):
+        looked.append(scale)
+        return Look(200 * scale, 0.9 - 0.1 * abs(np.log(200 * scale / SIZES["typical"])), 1.0)
+
+    find_scale(look_at, SIZES)
+    assert max(looked) < 0.5
+
+
+def test_known_diameter():
+    typical = SIZES["typical"]
+    assert scale_for_diameter(1.2 * typical, SIZES) == 1 and scale_for_diameter(8 * typical, SIZES) == 0.125
+
+
+def test_true_maps_agree_with_themselves():
+    labels = discs((90, 90), 10)[1]
+    outputs = ("foreground", "boundary", "distance")
+    maps = instance_maps(labels, outputs)
+    look = judge(maps, outputs, labels)
+    assert look.agreement == 1 and look.certainty == 1
+    assert abs(look.diameter - 20) < 1
+    melted = judge(maps, outputs, (labels > 0).astype(np.int32))
+    assert melted.agreement < look.agreement + 1e-9
+    assert judge(maps, outputs, np.zeros_like(labels)).diameter is None
 
 
 def test_median_diameter_is_weighted_by_area():
