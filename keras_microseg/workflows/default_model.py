@@ -101,6 +101,8 @@ def train_default(out: str | os.PathLike, *, resume: bool = False, **settings: A
         "contrast": list(chosen.contrast),
         "diameter": {"typical": 28.0, "minimum": low + 1, "maximum": high - 10},
         "polarity": "both",
+        "multiple_of": 2 ** (len(chosen.filters) - 1),
+        "halo": 32,
         "training": plain(chosen),
         "made": {**run_facts(), "at": now()},
         "licence": "Apache-2.0; no image of anybody was used for training",
