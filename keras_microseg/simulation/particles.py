@@ -1,7 +1,8 @@
 """Particle outlines with known geometry: ellipses, rounded polygons, rods, cubes, crystals, or outlines from masks.
 
-A shape is a *radial profile*: the distance from its centre to its edge for `ANGLES` directions, in units of its equivalent
-circular radius, so that a particle drawn with diameter `d` has the area of a disc of diameter `d` whatever its shape.
+A shape is a *radial profile*: the distance from its centre to its edge for `ANGLES` directions, in units of its
+equivalent circular radius, so that a particle drawn with diameter `d` has the area of a disc of diameter `d` whatever
+its shape.
 Dividing the distance of a pixel by the profile gives the *edge coordinate* `u`: 0 at the centre, 1 on the edge.
 """
 
@@ -71,8 +72,8 @@ def polygons(
 ) -> Shapes:
     """Convex facetted particles with rounded corners.
 
-    The outline is `(sum_k max(cos(theta - phi_k) / d_k, 0)^p)^(-1/p)`: for p -> infinity the polygon bounded by lines at
-    distance d_k in direction phi_k, for smaller p (`sharpness`) its rounded version.
+    The outline is `(sum_k max(cos(theta - phi_k) / d_k, 0)^p)^(-1/p)`: for p -> infinity the polygon bounded by lines
+    at distance d_k in direction phi_k, for smaller p (`sharpness`) its rounded version.
     """
     most = sides[1]
     number = rng.integers(sides[0], most + 1, count)

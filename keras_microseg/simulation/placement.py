@@ -128,7 +128,7 @@ class Raster:
             each is one 4-connected region.
         edge: (H, W) float32 edge coordinate of the topmost particle (0 centre, 1 edge); > 1 background.
         source: (n + 1,) index into the layout for each label; entry 0 is -1.
-        drawn: (H, W) int32 index into the layout of the topmost entry (a particle or one of its bumps), -1 = background.
+        drawn: (H, W) int32 index into the layout of the topmost entry (particle or bump), -1 = background.
         depth: (H, W) int16 number of particles above each other.
     """
 

@@ -1,8 +1,8 @@
 """The micrograph renderer: a layout of particles becomes an SEM, TEM or STEM image with exact instance truth.
 
 It is not a physical simulation. Each effect that makes real micrographs hard (edge brightening, shading, topography,
-charging, uneven substrate, noise, blur, scan lines, thickness contrast, captions) has a simple model with random strength, so
-that a network trained on the images meets a wider range of looks than any one microscope produces (domain
+charging, uneven substrate, noise, blur, scan lines, thickness contrast, captions) has a simple model with random
+strength, so that a network trained on the images meets a wider range of looks than any one microscope produces (domain
 randomisation; Tobin et al. 2017, arXiv:1703.06907).
 """
 
