@@ -7,8 +7,8 @@ import pytest
 import keras_microseg as km
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError
-from keras_microseg.workflows import demo, doctor
 from keras_microseg.io.pairing import match_names
+from keras_microseg.workflows import demo, doctor
 
 
 def squares(side: int = 10) -> np.ndarray:
