@@ -74,10 +74,11 @@ def compile_step(fn: Callable, variables: Sequence, *, gradients: bool = True) -
 
 def compile_predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """NumPy-to-NumPy inference without a graph; see `keras_microseg.backend`."""
+    forward = _forward(model)
 
     def predict(array: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            outputs = model(keras.ops.convert_to_tensor(array), training=False)
+            outputs = forward(keras.ops.convert_to_tensor(array))
         return keras.tree.map_structure(lambda tensor: tensor.cpu().numpy(), outputs)
 
     return predict
@@ -125,6 +126,41 @@ def upsample_nearest(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Repeat pixels; see `keras_microseg.backend`."""
     factors = [float(factor) for factor in size]
     return torch.nn.functional.interpolate(x.movedim(-1, 1), scale_factor=factors, mode="nearest").movedim(1, -1)
+
+
+def _forward(model: keras.Model) -> Callable[[torch.Tensor], Any]:
+    """`model(x, training=False)` that frees each feature map after its last use; Keras keeps all of them to the end.
+
+    For functional models of one input and one output; others run as Keras does.
+    """
+    nodes = getattr(model, "_nodes_by_depth", None)
+    ends = [keras.tree.flatten(getattr(model, name, None)) for name in ("_inputs_struct", "_outputs_struct")]
+    is_plain = all(not isinstance(getattr(model, name, None), dict) for name in ("_inputs_struct", "_outputs_struct"))
+    if nodes is None or not is_plain or [len(end) for end in ends] != [1, 1]:
+        return lambda x: model(x, training=False)
+    (source,), (result,) = ends
+    plan, known, last_use = [], {id(source)}, {id(result): -1}
+    for node in (node for depth in sorted(nodes, reverse=True) for node in nodes[depth]):
+        if node.operation and not node.is_input and all(id(tensor) in known for tensor in node.input_tensors):
+            last_use.update({id(tensor): len(plan) for tensor in node.input_tensors if tensor is not result})
+            known.update(id(tensor) for tensor in node.outputs)
+            plan.append((node, [id(tensor) for tensor in node.outputs]))
+    finished = [[key for key, use in last_use.items() if use == i] for i in range(len(plan))]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        values = {id(source): x}
+        del x
+        for (node, names), keys in zip(plan, finished, strict=True):
+            arguments, options = node.arguments.fill_in(values)
+            if "training" in getattr(node.operation, "_call_context_args", {}):
+                options["training"] = False
+            values.update(zip(names, keras.tree.flatten(node.operation(*arguments, **options)), strict=True))
+            del arguments, options
+            for key in keys:
+                del values[key]
+        return values[id(result)]
+
+    return forward
 
 
 def _tensor(value: Any) -> Any:

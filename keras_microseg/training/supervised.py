@@ -128,13 +128,7 @@ def train(
     _seed_generators(network, seed)
     run = _Run(network, loss, list(metrics), optimizer, epochs, steps)
     best = Monitor(monitor, monitor_mode)
-    extra = []
-    if optimizer.schedule == "plateau":
-        minimum = optimizer.learning_rate * optimizer.final_factor
-        extra.append(ReduceOnPlateau(monitor, optimizer.factor, optimizer.plateau_patience, minimum, monitor_mode))
-    if patience is not None:
-        extra.append(EarlyStopping(monitor, patience, monitor_mode))
-    callbacks = [*extra, *callbacks]
+    callbacks = [*_own_callbacks(optimizer, patience, monitor, monitor_mode), *callbacks]
     settings = {
         "optimizer": dataclasses.asdict(optimizer),
         "loss": keras.saving.serialize_keras_object(loss),
@@ -194,25 +188,21 @@ def train(
             calls.on_epoch_begin(epoch)
             first = epoch * steps + position["step"]
             for index, batch in _batches(train_data, first, (epoch + 1) * steps, seed, workers):
-                step = index - epoch * steps
-                calls.on_train_batch_begin(step)
+                done = index - epoch * steps + 1
+                calls.on_train_batch_begin(done - 1)
                 run.train_step(*batch)
-                calls.on_train_batch_end(step)
-                if checkpoint_steps and (step + 1) % checkpoint_steps == 0 and step + 1 < steps:
-                    position["step"] = step + 1
+                calls.on_train_batch_end(done - 1)
+                if checkpoint_steps and done % checkpoint_steps == 0 and done < steps:
+                    position["step"] = done
                     save()
-            logs = run.results()
-            rate = float(run.optimizer.learning_rate)
+            logs, rate = run.results(), float(run.optimizer.learning_rate)
             if not math.isfinite(logs["loss"]):
                 raise UserError(
                     f"The loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate "
                     f"({optimizer.learning_rate}), limit gradients (clip_norm=1), or check the data for NaN."
                 )
             if validation_data is not None:
-                run.reset()
-                for _, batch in _batches(validation_data, 0, len(validation_data), None, workers):
-                    run.test_step(*batch)
-                logs |= {f"val_{name}": value for name, value in run.results().items()}
+                logs |= {f"val_{name}": value for name, value in run.evaluate(validation_data, workers).items()}
             calls.on_epoch_end(epoch, dict(logs))
             row = {"epoch": epoch + 1, **logs, "learning_rate": rate}
             position["history"].append(row | {"seconds": round(time.perf_counter() - start, 3)})
@@ -242,6 +232,19 @@ def train(
     )
 
 
+def _own_callbacks(
+    optimizer: OptimizerSettings, patience: int | None, monitor: str, mode: str | None
+) -> list[keras.callbacks.Callback]:
+    """Those that the settings ask for."""
+    callbacks: list[keras.callbacks.Callback] = []
+    if optimizer.schedule == "plateau":
+        minimum = optimizer.learning_rate * optimizer.final_factor
+        callbacks.append(ReduceOnPlateau(monitor, optimizer.factor, optimizer.plateau_patience, minimum, mode))
+    if patience is not None:
+        callbacks.append(EarlyStopping(monitor, patience, mode))
+    return callbacks
+
+
 class _Run:
     """The compiled steps of one training and the variables they change."""
 
@@ -263,6 +266,12 @@ class _Run:
     def reset(self) -> None:
         for metric in (self.mean_loss, *self.metrics):
             metric.reset_state()
+
+    def evaluate(self, data: Any, workers: int) -> dict[str, float]:
+        self.reset()
+        for _, batch in _batches(data, 0, len(data), None, workers):
+            self.test_step(*batch)
+        return self.results()
 
     def results(self) -> dict[str, float]:
         return {metric.name: float(metric.result()) for metric in (self.mean_loss, *self.metrics)}

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from harness import check_dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from small_run import Blobs, build_model, run
@@ -156,6 +157,7 @@ def test_batches_do_not_depend_on_start_or_workers():
     assert {x for _, x in whole[:3]} == {x for _, x in whole[3:6]} == {0, 1, 2}  # each pass sees every batch once
     for start in range(11):
         assert order(start, 11, 2) == whole[start:]
+    check_dataset(Blobs(1), (4, 8, 8, 1), (4, 8, 8, 1))
     data = Blobs(1)
     passes = [x for _, (x, _) in _batches(data, 2, 6, 0, 2)]
     np.testing.assert_array_equal(passes[2], Blobs(1)[0][0] * 0 + (data.set_epoch(1) or data[0][0]))
