@@ -45,7 +45,7 @@ class ImageRecord:
     Attributes:
         name: distinct name in the run; the stem of the files written about it.
         source: the file as the user knows it.
-        labels: (Y, X) int32 array, or the path of a label image.
+        labels: (Y, X) int32 array, a lazy one, or the path of a label image.
         image: the micrograph as `Image` or path, or None when only labels were given.
         pixel_size: as measured with, or None when unknown.
         info_bar: first row of the data bar left out, or None.
@@ -56,7 +56,7 @@ class ImageRecord:
 
     name: str
     source: str
-    labels: np.ndarray | Path
+    labels: Any
     image: Image | Path | None = None
     pixel_size: PixelSize | None = None
     info_bar: int | None = None
@@ -66,8 +66,8 @@ class ImageRecord:
 
     def read_labels(self, step: int = 1) -> np.ndarray:
         """(Y, X) int32 labels, every `step`-th pixel."""
-        if isinstance(self.labels, np.ndarray):
-            return self.labels[::step, ::step]
+        if not isinstance(self.labels, (str, Path)):
+            return np.asarray(self.labels[::step, ::step])
         if step == 1:
             return np.asarray(io.read_labels(self.labels).data)
         return _read_every(io.open_image(self.labels, raw_palette=True), step).astype(np.int32)
@@ -88,7 +88,7 @@ class ImageRecord:
     @functools.cached_property
     def shape(self) -> tuple[int, int]:
         """(rows, columns) of the picture above the info bar, where the labels are."""
-        if isinstance(self.labels, np.ndarray):
+        if not isinstance(self.labels, (str, Path)):
             return self.labels.shape
         return io.open_image(self.labels, raw_palette=True).spatial_shape[-2:]
 
@@ -246,7 +246,7 @@ class Results:
         out = Path(out)
         place = place or out.joinpath
         for record in self.images:
-            if isinstance(record.labels, np.ndarray):
+            if not isinstance(record.labels, (str, Path)):
                 facts = {**self.origin(), "source": record.source}
                 io.write_labels(
                     place("labels", f"{record.name}.tif"), record.labels, pixel_size=record.pixel_size, origin=facts

@@ -205,7 +205,7 @@ def measure_record(record: ImageRecord, unit: str | None, *, exclude_border: boo
     size = record.pixel_size
     if size is not None and unit is not None:
         size = size.to(unit)
-    labels = record.labels if isinstance(record.labels, np.ndarray) else io.open_image(record.labels).data
+    labels = io.open_image(record.labels).data if isinstance(record.labels, (str, Path)) else record.labels
     grey = None
     image = record.open()
     if image is not None:

@@ -151,6 +151,9 @@ def segment(
 
     def find(folder: RunFolder) -> None:
         plane_segmenter, facts = make_segmenter(settings, ready, folder.path / "scratch")
+        earlier = folder.manifest.get("model")
+        if earlier and facts.get("model") != earlier:
+            raise UserError(f"{settings.model}: the model has changed since this run began. Begin again (--overwrite).")
         folder.manifest.update(facts, **run_facts())
 
         def work(name: str, path: Path) -> tuple[dict[str, Any], list[Path]]:

@@ -216,6 +216,7 @@ class RunFolder:
                 )
         if not self.manifest:
             self.manifest = {"format": 1, "command": command, "started": now(), "outputs": [], "steps": {}}
+        self._known = set(self.manifest["outputs"])
         self.manifest.update(settings_hash=settings_hash(settings), **run_facts())
         write_json(self.path / SETTINGS, {"command": command, **plain(settings)})
         self.save(force=True)
@@ -235,12 +236,13 @@ class RunFolder:
                 path.parent, f"cannot be made ({error.strerror}).", "Choose another --out folder."
             ) from error
         name = "/".join(parts)
-        if name not in self.manifest["outputs"]:
+        if name not in self._known:
             if path.exists() and not self.resume:
                 raise FileError(
                     path, "exists already and is not from a run of this program.", "Choose another --out folder."
                 )
             self.manifest["outputs"].append(name)
+            self._known.add(name)
         return path
 
     def save(self, *, force: bool = False) -> None:
@@ -423,6 +425,7 @@ def _run_apart(folder: RunFolder, step: Step) -> None:
         process.join(10)
         raise
     folder.manifest = read_json(folder.path / MANIFEST)
+    folder._known = set(folder.manifest["outputs"])
     if process.exitcode:
         message = folder.manifest["steps"].get(step.name, {}).pop("error", f"ended with exit code {process.exitcode}")
         raise UserError(f"Step {step.name!r}: {message}")
