@@ -174,7 +174,8 @@ def _distribution(results: Results, markup: Any) -> dict[str, Any]:
         rows.append({"weight": weight, "count": count, "cells": cells, "mean": mean, "span": span})
         caption = (
             f"Equivalent circular diameter. D10, D50, D90: sizes that 10, 50, 90 % lie below, with "
-            f"{found.confidence * 100:g} % bootstrap intervals over {results.resampled()}. Span = (D90 \u2212 D10) / D50."
+            f"{found.confidence * 100:g} % bootstrap intervals over {results.resampled()}. "
+            "Span = (D90 \u2212 D10) / D50."
         )
     for text in (_border_note(results), results.precision()):
         if text:
