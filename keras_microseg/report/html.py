@@ -148,7 +148,8 @@ def _cards(results: Results) -> list[dict[str, str]]:
         text = next(iter(sizes)).rsplit(" ", 1)
         cards.append({"value": text[0], "unit": overlays.unit_text(text[1]), "label": "pixel size"})
     elif results.images:
-        value = f"{len(sizes)} values" if sizes else "unknown"
+        known = all(record.pixel_size is not None for record in results.images)
+        value = f"{len(sizes)} values" if known else "partly unknown" if sizes else "unknown"
         cards.append({"value": value, "unit": "", "label": "pixel size" + (", see the file list" if sizes else "")})
     return cards
 
@@ -268,9 +269,10 @@ def _pictures(results: Results, record: ImageRecord, total: int) -> tuple[str, s
         picture = overlays.to_grey8(grey, record.shown_limits(grey, step))
     scale = min(1.0, side / max(picture.shape))
     rows = labels.shape[0]
+    clear = min(rows, record.info_bar // step) if record.info_bar else rows
     if scale < 1:
         height, width = (max(1, round(n * scale)) for n in picture.shape)
-        rows = max(1, round(rows * scale))
+        rows, clear = max(1, round(rows * scale)), max(1, round(clear * scale))
         picture = np.array(Picture.fromarray(picture).resize((width, height), Picture.Resampling.LANCZOS))
         labels = labels[
             (np.arange(rows) / scale).astype(int).clip(0, labels.shape[0] - 1)[:, None],
@@ -279,7 +281,7 @@ def _pictures(results: Results, record: ImageRecord, total: int) -> tuple[str, s
     size = None if record.pixel_size is None else record.pixel_size.scaled(scale / step)
     shown = np.repeat(picture[..., None], 3, axis=2)
     if size is not None or (scale == 1 and step == 1):
-        shown = overlays.draw_scale_bar(shown, size, rows=rows)
+        shown = overlays.draw_scale_bar(shown, size, rows=clear)
     layer = np.zeros((*picture.shape, 4), np.uint8)
     layer[:rows] = overlays.outline_layer(labels)
     plate = np.argwhere((shown != picture[..., None]).any(axis=2))

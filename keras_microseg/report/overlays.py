@@ -194,7 +194,7 @@ def draw_scale_bar(picture: np.ndarray, pixel_size: PixelSize | None, *, rows: i
     if x < 0 or y < 0:
         return picture.copy()
     plate = (x, y, x + plate_width - 1, y + plate_height - 1)
-    draw.rounded_rectangle(plate, radius=round(1.2 * unit), fill=(10, 14, 20, 190))
+    draw.rounded_rectangle(plate, radius=round(1.2 * unit), fill=(10, 14, 20, 225))
     middle = x + plate_width / 2
     draw.text((middle - (right - left) / 2 - left, y + pad - top), bar.text, font=font, fill=(255, 255, 255, 255))
     start = round(middle - length / 2)

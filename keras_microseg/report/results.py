@@ -310,7 +310,10 @@ class Results:
         labels, grey = record.read_labels(step), record.read_grey(step)
         grey = np.zeros(labels.shape, np.uint8) if grey is None else grey
         size = None if record.pixel_size is None else record.pixel_size.scaled(1 / step)
-        return overlays.draw_outlines(grey, labels, pixel_size=size, limits=record.shown_limits(grey, step))
+        limits = record.shown_limits(grey, step)
+        picture = overlays.draw_outlines(grey, labels, limits=limits, scale_bar=False)
+        rows = record.info_bar // step if record.info_bar else None
+        return overlays.draw_scale_bar(picture, size, rows=rows)
 
     def write_record(self, path: Path) -> None:
         """`run.json`: everything but the particles."""

@@ -146,3 +146,13 @@ def test_pictures_stay_small_for_large_images():
 )
 def test_numbers_for_people(value, text):
     assert report.number(value) == text
+
+
+def test_scale_bar_stays_above_the_info_bar():
+    labels = np.zeros((300, 400), np.int32)
+    labels[40:80, 40:90] = 1
+    image = Image(np.full((300, 400), 50, np.uint8), "YX")
+    record = ImageRecord("a", "a.tif", labels, image, PixelSize.parse("2 nm"), info_bar=240)
+    results = assemble("measure", [record], MeasureSettings(("x",)), [])
+    white = np.argwhere((results.overlay(record) == 255).all(axis=2))
+    assert len(white) and white[:, 0].max() < 240
