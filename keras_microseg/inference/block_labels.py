@@ -159,8 +159,6 @@ def _number(
     np.minimum.at(lowest, region_of[owner[used]], seed_ids[used])
     np.maximum.at(highest, region_of[owner[used]], seed_ids[used])
     whole = np.where(lowest == highest, highest, 0)
-    unseeded = np.flatnonzero(highest[1:] == 0) + 1
-    whole[unseeded] = seed_ids.max() + np.arange(1, len(unseeded) + 1)
     contested = highest > lowest
     return seed_ids.astype(np.int32), (whole[region_of].astype(np.int32), contested[region_of])
 

@@ -16,7 +16,14 @@ from keras_microseg import backend, io
 from keras_microseg.checks import FileError, UserError, check_choice, check_number
 from keras_microseg.image import Image
 from keras_microseg.inference.prediction import Predictor, predict_maps
-from keras_microseg.inference.scale import Look, find_scale, judge, median_diameter, scale_for_diameter
+from keras_microseg.inference.scale import (
+    Look,
+    add_small_particles,
+    find_scale,
+    judge,
+    median_diameter,
+    scale_for_diameter,
+)
 from keras_microseg.inference.views import GreyView, ScaledView, StretchedView, dequantize, scaled_shape
 from keras_microseg.intensity import percentile_limits
 from keras_microseg.segmentation.decode import DecodeSettings, labels_from_maps
@@ -30,6 +37,9 @@ LOOK_TILE = 320
 _LOOK_SIDE = 544
 _PROBE_WINDOW = 512
 _SMALLEST_SIDE = 48
+FINE_BELOW = 0.501
+FINEST = 4.0
+SMALL_SHARE = 0.55
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +118,7 @@ class Segmenter:
         min_area: float | None = None,
         flips: bool | int = False,
         info_bar: bool = True,
+        fine: bool = True,
         return_maps: bool = False,
     ) -> SegmentationResult:
         """Label the particles of one 2D image in memory (`segment_large` takes images beyond it).
@@ -122,6 +133,8 @@ class Segmenter:
             min_area: smallest particle in px of the image; None takes the model's (at the working scale).
             flips: average over mirrored copies, see `predict_maps`.
             info_bar: find the vendor's data bar and leave it out.
+            fine: where the working scale is half the image's or less, add small particles seen at finer scales only,
+                see `add_small_particles`.
             return_maps: keep the maps in the result.
 
         Raises:
@@ -141,6 +154,8 @@ class Segmenter:
         settings = self.settings(scale, min_area, threshold, maps[..., self.foreground])
         small = labels_from_maps(maps, self.predictor.outputs, settings)
         found = labels_at_full_size(small, maps[..., self.foreground], settings.threshold, values.shape)
+        if fine and scale <= FINE_BELOW:
+            found = self._add_fine(prepared, found, scale, settings)
         labels = np.zeros(image.spatial_shape[-2:], np.int32)
         labels[: len(found)] = found
         clock.note("labels")
@@ -155,6 +170,22 @@ class Segmenter:
             maps=maps if return_maps else None,
             seconds=clock.seconds,
         )
+
+    def _add_fine(self, prepared: Prepared, labels: np.ndarray, scale: float, settings: DecodeSettings) -> np.ndarray:
+        """Small particles from up to four times the working scale, never beyond the image itself."""
+        finer = scale * 2**0.5
+        while finer <= min(1.0, FINEST * scale) * 1.001:
+            maps = prepared.maps(min(finer, 1.0))
+            small = labels_from_maps(maps, self.predictor.outputs, settings)
+            labels = add_small_particles(
+                labels,
+                small,
+                maps,
+                self.predictor.outputs,
+                largest=SMALL_SHARE * self.card["diameter"]["typical"] / scale,
+            )
+            finer *= 2**0.5
+        return labels
 
     @property
     def foreground(self) -> int:

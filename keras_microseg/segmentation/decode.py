@@ -31,8 +31,8 @@ class DecodeSettings:
     """
 
     threshold: float = 0.5
-    seed_threshold: float = 0.4
-    boundary_weight: float = 0.5
+    seed_threshold: float = 0.6
+    boundary_weight: float = 0.0
     min_seed_area: int = 3
     min_area: float = 10
     fill: bool = True
@@ -78,8 +78,7 @@ def labels_from_maps(maps: np.ndarray, outputs: Sequence[str], settings: DecodeS
     """Instance labels of one image.
 
     Seeds are the connected regions of the mask where the landscape (`separation_landscape`) is above `seed_threshold`;
-    a watershed grows them to the whole foreground. A component of the foreground without a seed is one particle when it
-    is large enough.
+    a watershed grows them to the whole foreground. A component of the foreground without a seed is no particle.
 
     Args:
         maps: (H, W, C) float maps, 0..1.
@@ -92,7 +91,7 @@ def labels_from_maps(maps: np.ndarray, outputs: Sequence[str], settings: DecodeS
     settings = settings or DecodeSettings()
     mask, landscape = separation_landscape(maps, outputs, settings)
     seeds = find_seeds(mask, landscape, settings)
-    labels = seeded_watershed(-landscape, seeds, mask, connectivity=4, keep_unseeded=True)
+    labels = seeded_watershed(-landscape, seeds, mask, connectivity=4)
     if settings.fill:
         labels = fill_holes(labels)
     return relabel_sequential(remove_small(labels, settings.min_area))

@@ -70,6 +70,6 @@ def test_shared_particles_larger_than_the_halo_are_filled(tmp_path):
 @pytest.mark.parametrize("value", [0, 1])
 def test_empty_and_full_maps(tmp_path, shape, value):
     maps = np.full((*shape, 1), value, np.float32)
-    settings = DecodeSettings(min_area=0)
+    settings = DecodeSettings(min_area=0, min_seed_area=1)
     labels, areas = decode_large(maps, ["foreground"], settings, tmp_path, block=64, halo=8)
     assert (labels[...] == value).all() and len(areas) == 1 + value

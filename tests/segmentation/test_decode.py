@@ -1,24 +1,24 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from keras_microseg.checks import UserError
 from keras_microseg.data.targets import instance_maps
-from keras_microseg.metrics.instance import match
+from keras_microseg.metrics.instance import match, pool
 from keras_microseg.segmentation.decode import DecodeSettings, labels_from_maps
 from keras_microseg.simulation import simulate_micrograph
 
 OUTPUTS = ("foreground", "boundary", "distance")
 
 
-@given(st.integers(0, 10_000))
-@settings(max_examples=15, deadline=None)
-def test_true_maps_give_back_the_particles(seed):
-    labels = simulate_micrograph(np.random.default_rng(seed), (128, 160), diameter=(14, 40), captions=False).labels
-    found = labels_from_maps(instance_maps(labels, OUTPUTS), OUTPUTS, DecodeSettings(min_area=1, fill=False))
-    np.testing.assert_array_equal(found > 0, labels > 0)
-    assert match(labels, found).f1 > 0.9 if labels.max() else found.max() == 0
+def test_true_maps_give_back_the_particles():
+    settings = DecodeSettings(min_area=1, min_seed_area=1, fill=False)
+    matches = []
+    for seed in range(12):
+        labels = simulate_micrograph(np.random.default_rng(seed), (128, 160), diameter=(14, 40)).labels
+        found = labels_from_maps(instance_maps(labels, OUTPUTS), OUTPUTS, settings)
+        np.testing.assert_array_equal(found > 0, labels > 0)
+        matches.append(match(labels, found))
+    assert pool(matches).f1 > 0.95, "only particles with two hearts (dumbbells) may be split"
 
 
 def test_labels_run_without_gaps_and_small_particles_go():
