@@ -117,7 +117,7 @@ def check_model(
     parameters: int | None = None,
     atol: float = 1e-5,
 ) -> keras.Model:
-    """Shapes, save-load-same-output with safe mode, compiled prediction, one fit step that changes the weights and keeps them finite.
+    """Shapes, equal output after saving and loading, compiled prediction, a fit step with finite changed weights.
 
     Args:
         build: function that returns a functional model.

@@ -37,9 +37,8 @@ LOOK_TILE = 320
 _LOOK_SIDE = 544
 _PROBE_WINDOW = 512
 _SMALLEST_SIDE = 48
-FINE_BELOW = 0.501
-FINEST = 4.0
-SMALL_SHARE = 0.55
+FINE_BELOW = 0.501  # working scale at which the image holds details that were not looked at
+SMALL_SHARE = 0.55  # of the typical diameter: largest particle to add from a finer scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +153,12 @@ class Segmenter:
         settings = self.settings(scale, min_area, threshold, maps[..., self.foreground])
         small = labels_from_maps(maps, self.predictor.outputs, settings)
         found = labels_at_full_size(small, maps[..., self.foreground], settings.threshold, values.shape)
+        clock.note("labels")
         if fine and scale <= FINE_BELOW:
-            found = self._add_fine(prepared, found, scale, settings)
+            found = self._add_fine(prepared, found, scale, settings.threshold, min_area)
         labels = np.zeros(image.spatial_shape[-2:], np.int32)
         labels[: len(found)] = found
-        clock.note("labels")
+        clock.note("fine")
         logger.info("%s: %d particles, scale %.3g, %.2f s.", image.name, found.max(initial=0), scale, clock.total)
         return SegmentationResult(
             labels=labels,
@@ -171,20 +171,18 @@ class Segmenter:
             seconds=clock.seconds,
         )
 
-    def _add_fine(self, prepared: Prepared, labels: np.ndarray, scale: float, settings: DecodeSettings) -> np.ndarray:
+    def _add_fine(
+        self, prepared: Prepared, labels: np.ndarray, scale: float, threshold: float, min_area: float | None
+    ) -> np.ndarray:
         """Small particles from up to four times the working scale, never beyond the image itself."""
-        finer = scale * 2**0.5
-        while finer <= min(1.0, FINEST * scale) * 1.001:
-            maps = prepared.maps(min(finer, 1.0))
+        for finer in (2 * scale, 4 * scale):
+            if finer > 1.001:
+                break
+            maps = prepared.maps(finer)
+            settings = self.settings(finer, min_area, threshold, maps[..., self.foreground])
             small = labels_from_maps(maps, self.predictor.outputs, settings)
-            labels = add_small_particles(
-                labels,
-                small,
-                maps,
-                self.predictor.outputs,
-                largest=SMALL_SHARE * self.card["diameter"]["typical"] / scale,
-            )
-            finer *= 2**0.5
+            largest = SMALL_SHARE * self.card["diameter"]["typical"] / scale
+            labels = add_small_particles(labels, small, maps, self.predictor.outputs, largest=largest)
         return labels
 
     @property
