@@ -227,6 +227,23 @@ def train(
     typer.echo(f"Use it: keras-microseg segment IMAGES --model {trained.model_path} --out RESULT")
 
 
+@app.command(epilog=_examples("keras-microseg train-default --out MODEL --resume"))
+def train_default(
+    out: Out,
+    epochs: Annotated[int, typer.Option(help="Epochs of 800 newly rendered images.")] = 30,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 8,
+    seed: Seed = 1,
+    backend: Backend = None,
+    resume: Resume = False,
+) -> None:
+    """Train the model that ships with the package anew: on simulated micrographs, an hour on two cores."""
+    _use_backend(backend)
+    from keras_microseg.workflows import default_model
+
+    path = default_model.train_default(out, resume=resume, epochs=epochs, batch_size=batch_size, seed=seed)
+    typer.echo(f"Model: {path}")
+
+
 @app.command(
     epilog=_examples(
         "keras-microseg evaluate RESULT TRUTH",
