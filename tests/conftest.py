@@ -57,8 +57,16 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return None
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without keras, skip the single tests marked `network`."""
+    """Mark every test of a module that imports keras as `network`; without keras, skip the tests so marked."""
+    imports: dict[Path, bool] = {}
+    for item in items:
+        if item.path not in imports:
+            text = item.path.read_text(encoding="utf-8")
+            imports[item.path] = bool(NETWORK_IMPORT.search(text)) or 'importorskip("keras")' in text
+        if imports[item.path]:
+            item.add_marker("network")
     if HAS_KERAS:
         return
     for item in items:
