@@ -112,8 +112,8 @@ def add_small_particles(
     outputs: Sequence[str],
     *,
     largest: float,
-    min_agreement: float = 0.88,
-    min_foreground: float = 0.92,
+    min_agreement: float = 0.9,
+    min_foreground: float = 0.95,
 ) -> np.ndarray:
     """Particles of a finer scale that the working scale could not show: small, sure, and on free ground.
 
