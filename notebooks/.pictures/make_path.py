@@ -10,14 +10,14 @@ import keras_microseg as km
 from keras_microseg.image import PixelSize
 from keras_microseg.report import figures, overlays
 from keras_microseg.simulation import simulate_micrograph
-from keras_microseg.workflows.demo import PRESET, choose_method
+from keras_microseg.workflows.demo import choose_method
 
 HEIGHT = 380
 size = PixelSize.parse("2 nm")
 method = choose_method("auto")
 for seed in range(100):  # a picture of what it looks like when it works; the measured scores stand below it
     rng = np.random.default_rng(seed)
-    micrograph = simulate_micrograph(rng, (400, 420), PRESET, diameter=(18, 26), captions=False)
+    micrograph = simulate_micrograph(rng, (400, 420), "sem", diameter=(18, 26), captions=False)
     if not 60 <= micrograph.facts["particles"] <= 140 or micrograph.facts["coverage"] > 0.5:
         continue
     results = km.segment(micrograph.image, method=method, pixel_size=size)
