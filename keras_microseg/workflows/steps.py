@@ -200,6 +200,7 @@ class RunFolder:
         self.resume = resume
         self.progress = progress
         self._written = 0.0
+        self._made = not self.path.exists()
         _make_writable(self.path)
         manifest_path = self.path / MANIFEST
         self.manifest: dict[str, Any] = {}
@@ -214,7 +215,8 @@ class RunFolder:
                     "already holds the results of a run.",
                     "Go on with it (--resume), replace it (--overwrite), or name another folder.",
                 )
-        if not self.manifest:
+        self._new = not self.manifest
+        if self._new:
             self.manifest = {"format": 1, "command": command, "started": now(), "outputs": [], "steps": {}}
         self._known = set(self.manifest["outputs"])
         self.manifest.update(settings_hash=settings_hash(settings), **run_facts())
@@ -250,6 +252,15 @@ class RunFolder:
         if force or time.monotonic() - self._written > 1.0:
             write_json(self.path / MANIFEST, self.manifest)
             self._written = time.monotonic()
+
+    def abandon(self) -> None:
+        """Remove what a run that began here and wrote no result has left, so that a second try finds no earlier run."""
+        if not self._new or self.manifest["outputs"] or any(self.items(step) for step in self.manifest["steps"]):
+            return
+        for name in (SETTINGS, MANIFEST):
+            (self.path / name).unlink(missing_ok=True)
+        if self._made and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     # Items
 
@@ -356,6 +367,7 @@ def run_steps(folder: RunFolder, steps: Sequence[Step], *, separate: bool = Fals
 
     Raises:
         InterruptedRun: Ctrl-C; the folder can be resumed.
+        UserError: a step cannot be done; a folder without any result so far is as it was before.
     """
     for step in steps:
         record = folder.manifest["steps"].setdefault(step.name, {"status": "started"})
@@ -374,6 +386,9 @@ def run_steps(folder: RunFolder, steps: Sequence[Step], *, separate: bool = Fals
         except KeyboardInterrupt as stop:
             folder.save(force=True)
             raise InterruptedRun(f"Stopped during {step.name!r}. Go on with --resume and --out {folder.path}") from stop
+        except UserError:
+            folder.abandon()
+            raise
         except OSError as error:
             if is_disk_full(error):
                 raise disk_full_error(folder.path, error) from error

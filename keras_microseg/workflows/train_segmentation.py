@@ -127,7 +127,7 @@ def train(
         raise UserError(f"Unknown settings {sorted(unknown)}. See TrainSettings.")
     chosen = TrainSettings(os.fspath(data), **settings)
     out = Path(out)
-    _prepare(out, chosen, resume=resume, overwrite=overwrite)
+    _check_folder(out, chosen, resume=resume, overwrite=overwrite)
 
     from keras_microseg import backend
 
@@ -142,6 +142,9 @@ def train(
 
     training, held = split_pairs(pair_files(data), chosen.validation, chosen.seed)
     facts = look_at(training)
+    if overwrite and not resume:
+        for name in _FILES:
+            (out / name).unlink(missing_ok=True)
     scale, sizes = working_scale(facts["diameter"])
     options = {"size": (chosen.tile, chosen.tile), "outputs": OUTPUTS, "contrast": CONTRAST, "scale": scale}
     covering = facts["pixels"] * scale**2 / (chosen.tile**2 * chosen.batch_size)
@@ -168,9 +171,10 @@ def train(
         "training": {**plain(chosen), "images": len(training), "validation_images": len(held), "scale": scale},
         "made": {**run_facts(), "at": now()},
     }
-    earlier = read_json(out / "train_settings.json").get("card")
-    card = {**card, "made": earlier["made"]} if resume and earlier else card
-    write_json(out / "train_settings.json", {**plain(chosen), "card": card})
+    settings_path = out / "train_settings.json"
+    earlier = read_json(settings_path).get("card") if resume and settings_path.is_file() else None
+    card = {**card, "made": earlier["made"]} if earlier else card
+    write_json(settings_path, {**plain(chosen), "card": card})
     result = supervised.train(
         model,
         train_data,
@@ -250,15 +254,14 @@ def working_scale(diameter: float) -> tuple[float, dict[str, float]]:
     return scale, {key: round(value, 2) for key, value in sizes.items()}
 
 
-def _prepare(out: Path, settings: TrainSettings, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder; refuse one with another training, unless asked to go on with it or to replace it."""
+def _check_folder(out: Path, settings: TrainSettings, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder with another training, unless asked to go on with it or to replace it."""
     path = out / "train_settings.json"
-    if path.is_file() and not (resume or overwrite):
+    if not path.is_file() or (overwrite and not resume):
+        return
+    if not resume:
         raise FileError(out, "already holds a training.", "Use --resume, --overwrite, or another folder.")
-    if overwrite and not resume:
-        for name in _FILES:
-            (out / name).unlink(missing_ok=True)
-    earlier = read_json(path) if path.is_file() else {}
+    earlier = read_json(path)
     changed = [
         f"{key}={earlier[key]!r} -> {value!r}"
         for key, value in plain(settings).items()
@@ -268,8 +271,6 @@ def _prepare(out: Path, settings: TrainSettings, *, resume: bool, overwrite: boo
         raise FileError(
             out, f"holds a training with other settings ({'; '.join(changed)}).", "Repeat them, or --overwrite."
         )
-    if not path.is_file():
-        write_json(path, settings)
 
 
 def _reporter(keras: Any, progress: Progress, epochs: int) -> Any:

@@ -164,3 +164,20 @@ def test_json_holds_any_value(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(FileError, match="cannot be read as JSON"):
         steps.read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_run_that_fails_before_any_result_leaves_the_folder_as_it_was(tmp_path, made):
+    out = tmp_path / "out"
+    if made:
+        out.mkdir()
+        (out / "mine.txt").write_text("kept")
+    with pytest.raises(UserError, match="cannot go on"):
+        run_steps(RunFolder(out, Settings(), command="d"), [Step("fail", fail)])
+    assert [path.name for path in tmp_path.rglob("*")] == (["out", "mine.txt"] if made else [])
+
+
+def test_a_run_that_fails_after_results_keeps_them(inputs):
+    with pytest.raises(UserError, match="cannot go on"):
+        run_steps(RunFolder(inputs / "out", Settings(), command="d"), [Step("double", double), Step("fail", fail)])
+    assert (inputs / "out/numbers/a.txt").exists() and (inputs / "out/manifest.json").exists()
