@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from skimage.measure import label
 
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError
@@ -160,7 +161,15 @@ def read_record(name: str, path: Path, partners: Mapping[Path, Path | None], set
         image = partner
     if not labels.data.any():
         warnings.append("It holds no particle.")
+    elif "origin" not in labels.metadata and is_scattered(np.asarray(labels.data)):
+        warnings.append("Most numbers lie in many separate pieces. Is it a micrograph instead of a label image?")
     return ImageRecord(name, str(path), np.asarray(labels.data), image, size, warnings=tuple(warnings))
+
+
+def is_scattered(labels: np.ndarray) -> bool:
+    """True when a number stands for more than four separate pieces on average, as grey values do."""
+    _, pieces = label(labels, background=0, connectivity=2, return_num=True)
+    return pieces > 4 * np.count_nonzero(np.unique(labels))
 
 
 def assemble(

@@ -45,6 +45,17 @@ def test_measure_refuses_what_is_no_label_image(tmp_path):
         km.measure(np.zeros((4, 4)))
 
 
+def test_measure_doubts_a_micrograph_given_as_labels(tmp_path):
+    grey = np.random.default_rng(0).integers(90, 110, (64, 64)).astype(np.uint8)
+    io.write_image(tmp_path / "grey.tif", grey, axes="YX")
+    labels = np.zeros((64, 64), np.int32)
+    labels[4:9, 4:9], labels[30:50, 30:50] = 3, 900
+    io.write_image(tmp_path / "labels.tif", labels.astype(np.uint16), axes="YX")
+    warnings = km.measure([tmp_path / "grey.tif", tmp_path / "labels.tif"]).warnings
+    assert any("grey.tif" in text and "micrograph" in text for text in warnings)
+    assert not any("labels.tif: Most" in text for text in warnings)
+
+
 def test_simulate_is_repeatable_and_measurable(tmp_path):
     first = km.simulate(2, tmp_path / "one", seed=5, size=(96, 128), preset="tem", diameter=(10, 20))
     second = km.simulate(2, tmp_path / "two", seed=5, size=(96, 128), preset="tem", diameter=(10, 20))
@@ -145,6 +156,22 @@ def test_train_settings_are_checked(tmp_path):
     (tmp_path / "used" / "train_settings.json").write_text("{}")
     with pytest.raises(FileError, match="--resume"):
         km.train(tmp_path, tmp_path / "used")
+
+
+@pytest.mark.network
+def test_train_on_wrong_data_leaves_the_folder_as_it_was(tmp_path):
+    for folder, name in (("images", "x"), ("labels", "y")):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        io.write_image(tmp_path / "data" / folder / f"{name}.tif", np.ones((64, 64), np.uint8), axes="YX")
+    with pytest.raises(UserError, match="same name"):
+        km.train(tmp_path / "data", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "train_settings.json").write_text("{}")
+    (tmp_path / "old" / "model.keras").write_text("earlier")
+    with pytest.raises(UserError, match="same name"):
+        km.train(tmp_path / "data", tmp_path / "old", overwrite=True)
+    assert (tmp_path / "old" / "model.keras").read_text() == "earlier"
 
 
 @pytest.mark.network
