@@ -82,6 +82,7 @@ def _common(
 ) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     logging.getLogger("keras_microseg").setLevel(logging.INFO if verbose else logging.ERROR)
+    logging.getLogger("tifffile").setLevel(logging.WARNING if verbose else logging.CRITICAL)  # it names no file
 
 
 @app.command(

@@ -96,8 +96,8 @@ def select() -> str:
         available = installed()
         if not available:
             raise UserError(
-                "No backend is installed. Install one of them, for example with: "
-                'pip install "keras_microseg[jax]" (or [torch], [tensorflow]).'
+                "No backend is installed, and networks need one. Install it with: "
+                'pip install "keras_microseg[jax]" (or [torch], [tensorflow]); or use --method classical, without one.'
             )
         name, reason = available[0], f"first installed of {', '.join(PREFERENCE)}"
     if importlib.util.find_spec("keras") is None:

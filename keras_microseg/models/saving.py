@@ -86,7 +86,11 @@ def load_model(path: str | Path, card: Mapping[str, Any] | None = None) -> tuple
     config, found = _read_members(path)
     card = found if card is None else dict(card)
     if card is None:
-        raise FileError(path, f"holds no card ({CARD_MEMBER}), so contrast and outputs are unknown.", "Pass `card`.")
+        raise FileError(
+            path,
+            f"holds no card ({CARD_MEMBER}), so contrast and outputs are unknown.",
+            "Use a model that keras-microseg train made, or pass `card` in Python.",
+        )
     known = _old_names()
     _check_safe(path, config, known)
     blank = {f"keras_microseg>blank>{cls.__name__}": _blank(cls) for cls in _RANDOM_STARTS}

@@ -92,6 +92,8 @@ def _backend(name: str, timeout: float) -> Check:
         return Check(f"Backend {name}", "note", "not installed", install)
     if importlib.util.find_spec("keras") is None:
         return Check(f"Backend {name}", "note", "keras is not installed", install)
+    package = next((package for package in (name, f"{name}-cpu", f"{name}_cpu") if _version(package)), name)
+    repair = f"pip install --force-reinstall keras {package}"
     environment = {**os.environ, "KERAS_BACKEND": name, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONIOENCODING": "utf-8"}
     try:
         done = subprocess.run(
@@ -103,15 +105,12 @@ def _backend(name: str, timeout: float) -> Check:
             timeout=timeout,
         )
     except subprocess.TimeoutExpired:
-        return Check(f"Backend {name}", "note", f"no answer within {timeout:.0f} s", f"{install} --force-reinstall")
+        return Check(f"Backend {name}", "note", f"no answer within {timeout:.0f} s", repair)
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
     if line is None:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return Check(
-            f"Backend {name}", "note", f"installed but does not work: {reason}", f"{install} --force-reinstall"
-        )
+        return Check(f"Backend {name}", "note", f"installed but does not work: {reason}", repair)
     facts = json.loads(line.removeprefix("RESULT"))
-    package = next((package for package in (name, f"{name}-cpu", f"{name}_cpu") if _version(package)), name)
     return Check(f"Backend {name}", "ok", f"{_version(package)}, keras {facts['keras']}, device {facts['device']}")
 
 
