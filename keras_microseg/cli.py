@@ -272,7 +272,8 @@ def evaluate(
     for heading, justify in (("Score", "left"), ("Value", "right"), ("95 % interval", "right"), ("Meaning", "left")):
         table.add_column(heading, justify=justify)
     for row in scores.rows:
-        table.add_row(row.title, f"{row.value:.3f}", f"{row.low:.3f} to {row.high:.3f}", row.meaning)
+        interval = f"{row.low:.3f} to {row.high:.3f}" if scores.num_images > 1 else "-"  # one image has no spread
+        table.add_row(row.title, f"{row.value:.3f}", interval, row.meaning)
     _console(stdout=True).print(table)
     if out:
         typer.echo(f"Scores: {out}")
