@@ -54,7 +54,8 @@ def test_discs_of_any_size_and_polarity(segmenter, radius, dark):
     result = segmenter.segment((image * 40000).astype(np.uint16))
     assert abs(result.labels.max() - count) <= 0.05 * count
     assert result.polarity == ("dark" if dark else "bright")
-    assert result.diameter == pytest.approx(2 * radius, rel=0.15)
+    # soft edges: outlines lie up to 0.7 px outside for the smallest discs (see the model card)
+    assert result.diameter == pytest.approx(2 * radius, rel=0.02, abs=1.6)
 
 
 def test_simulated_particles_are_found(segmenter):
