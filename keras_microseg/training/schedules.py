@@ -13,7 +13,7 @@ from keras_microseg.checks import check_choice, check_number
 
 logger = logging.getLogger(__name__)
 
-SCHEDULES = ("constant", "cosine", "steps", "plateau")
+SCHEDULES = ("constant", "cosine", "linear", "steps", "plateau")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +23,13 @@ class OptimizerSettings:
     Attributes:
         name: a Keras optimizer ("adamw", "adam", "sgd", ...).
         learning_rate: the highest learning rate.
-        schedule: "constant"; "cosine", down to `final_factor` at the last step; "steps", times `factor` after each of
+        schedule: "constant"; "cosine", down to `final_factor` at the last step; "linear", constant
+            until `decay_start`, then straight down to `final_factor` at the end; "steps", times `factor` after each of
             `decay_epochs`; "plateau", times `factor` when the monitored value has not improved for `plateau_patience`
             epochs, down to `final_factor`.
         warmup_epochs: linear rise from 0, for "cosine"; a fraction of an epoch is allowed.
         final_factor: lowest learning rate / `learning_rate`.
+        decay_start: fraction of the epochs after which "linear" falls, rounded down to whole epochs.
         factor: see `schedule`.
         decay_epochs: see `schedule`.
         plateau_patience: see `schedule`.
@@ -47,12 +49,14 @@ class OptimizerSettings:
     weight_decay: float | None = None
     clip_norm: float | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    decay_start: float = 0.5
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_number("learning_rate", self.learning_rate, minimum=0, exclusive=True)
         check_number("warmup_epochs", self.warmup_epochs, minimum=0)
         check_number("final_factor", self.final_factor, minimum=0, maximum=1)
+        check_number("decay_start", self.decay_start, minimum=0, maximum=1)
         check_number("factor", self.factor, minimum=0, maximum=1, exclusive=True)
         check_number("plateau_patience", self.plateau_patience, minimum=1, integer=True)
 
@@ -64,6 +68,9 @@ class OptimizerSettings:
             rise = {"warmup_target": self.learning_rate, "warmup_steps": warmup} if warmup else {}
             start = 0.0 if warmup else self.learning_rate
             return schedules.CosineDecay(start, max(total - warmup, 1), alpha=self.final_factor, **rise)
+        if self.schedule == "linear":
+            start = int(self.decay_start * epochs) * steps_per_epoch
+            return LinearDecay(self.learning_rate, start, total, self.final_factor)
         if self.schedule == "steps" and self.decay_epochs:
             boundaries = [round(epoch * steps_per_epoch) for epoch in self.decay_epochs]
             values = [self.learning_rate * self.factor**i for i in range(len(boundaries) + 1)]
@@ -83,6 +90,25 @@ class OptimizerSettings:
             optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
         optimizer.build(variables)
         return optimizer
+
+
+@keras.saving.register_keras_serializable(package="keras_microseg")
+class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """`learning_rate` until step `start`, then a straight line to `final_factor * learning_rate` at step `stop`.
+
+    At the first step of epoch e this is lr (1 - (e - e0) / (E - e0)) for `final_factor` 0, as CycleGAN decays.
+    """
+
+    def __init__(self, learning_rate: float, start: int, stop: int, final_factor: float = 0.0):
+        self.learning_rate, self.start, self.stop, self.final_factor = learning_rate, start, stop, final_factor
+
+    def __call__(self, step: Any) -> Any:
+        passed = (keras.ops.cast(step, "float32") - self.start) / max(self.stop - self.start, 1)
+        return self.learning_rate * (1 - (1 - self.final_factor) * keras.ops.clip(passed, 0.0, 1.0))
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("learning_rate", "start", "stop", "final_factor")
+        return {name: getattr(self, name) for name in names}
 
 
 class Monitor:

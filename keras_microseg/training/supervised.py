@@ -7,7 +7,6 @@ epoch with the same numbers. Losses, metrics, optimizers and callbacks are those
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import logging
 import math
@@ -17,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_microseg import backend
 from keras_microseg.checks import UserError, check_number
 from keras_microseg.models.saving import save_model
-from keras_microseg.training.checkpoints import load_checkpoint, save_checkpoint
+from keras_microseg.training.batches import batches
+from keras_microseg.training.checkpoints import check_same, load_checkpoint, save_checkpoint, seed_generators
+from keras_microseg.training.precision import in_bfloat16
 from keras_microseg.training.records import EventFile, RunRecord, hash_data, hash_model, write_history
 from keras_microseg.training.schedules import EarlyStopping, Monitor, OptimizerSettings, ReduceOnPlateau
 
@@ -123,9 +123,9 @@ def train(
         raise UserError(f"`loss` must be a keras.losses.Loss object. Received: loss={loss!r}")
 
     device = backend.configure_device(deterministic=True)
-    network = _in_bfloat16(model) if mixed_precision else model
+    network = in_bfloat16(model) if mixed_precision else model
     backend.set_random_state(seed)
-    _seed_generators(network, seed)
+    seed_generators(network.variables, seed)
     run = _Run(network, loss, list(metrics), optimizer, epochs, steps)
     best = Monitor(monitor, monitor_mode)
     callbacks = [*_own_callbacks(optimizer, patience, monitor, monitor_mode), *callbacks]
@@ -149,7 +149,7 @@ def train(
 
     if checkpoint.exists():
         state = load_checkpoint(checkpoint, run.variables())
-        _check_same(settings, state["settings"], out_dir)
+        check_same(settings, state["settings"], out_dir)
         position |= {key: state[key] for key in ("epoch", "step", "history", "stopped")}
         best.set_state(state["best"])
         for callback, kept in zip(callbacks, state["callbacks"], strict=False):
@@ -187,7 +187,7 @@ def train(
                 run.reset()
             calls.on_epoch_begin(epoch)
             first = epoch * steps + position["step"]
-            for index, batch in _batches(train_data, first, (epoch + 1) * steps, seed, workers):
+            for index, batch in _pairs(train_data, first, (epoch + 1) * steps, seed, workers):
                 done = index - epoch * steps + 1
                 calls.on_train_batch_begin(done - 1)
                 run.train_step(*batch)
@@ -269,7 +269,7 @@ class _Run:
 
     def evaluate(self, data: Any, workers: int) -> dict[str, float]:
         self.reset()
-        for _, batch in _batches(data, 0, len(data), None, workers):
+        for _, batch in _pairs(data, 0, len(data), None, workers):
             self.test_step(*batch)
         return self.results()
 
@@ -301,70 +301,11 @@ class _Run:
             metric.update_state(y, predicted, sample_weight=weights)
 
 
-def _batches(data: Any, start: int, stop: int, seed: int | None, workers: int) -> Iterator[tuple[int, tuple]]:
-    """Batches number `start` to `stop` of the endless sequence of passes through `data`, prepared ahead in threads.
-
-    Pass p holds the batches of `set_epoch(p)`, or those of `data` shuffled by (seed, p); unshuffled for seed None.
-    """
-    length = len(data)
-    moves = hasattr(data, "set_epoch")
-    for number in range(start // length, (stop - 1) // length + 1):
-        indices = range(max(start - number * length, 0), min(stop - number * length, length))
-        order = np.arange(length)
-        if moves:
-            data.set_epoch(0 if seed is None else number)
-        elif seed is not None:
-            order = np.random.default_rng([seed, number]).permutation(length)
-        for i, batch in zip(indices, _ahead(data, [int(order[i]) for i in indices], workers), strict=True):
-            yield number * length + i, _float32(batch)
-
-
-def _ahead(data: Any, indices: list[int], workers: int) -> Iterator[Any]:
-    """`data[i]` in order, up to `workers` + 1 batches ahead of the consumer."""
-    if workers < 1:
-        yield from (data[i] for i in indices)
-        return
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(data.__getitem__, i) for i in indices[: workers + 1]]
-        try:
-            for following in range(workers + 1, len(indices) + workers + 1):
-                batch = waiting.pop(0).result()
-                if following < len(indices):
-                    waiting.append(pool.submit(data.__getitem__, indices[following]))
-                yield batch
-                if not waiting:
-                    return
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _float32(batch: tuple) -> tuple:
-    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-        raise UserError(f"A batch must be (x, y) or (x, y, weights). Received: {type(batch).__name__}")
-    return tuple(np.asarray(array, np.float32) for array in batch if array is not None)
-
-
-def _seed_generators(model: keras.Model, seed: int) -> None:
-    """Give every seed generator of the model a stream of its own drawn from `seed`."""
-    generators = [v for v in model.variables if v.name == "seed_generator_state"]
-    for variable, sequence in zip(generators, np.random.SeedSequence(seed).spawn(len(generators)), strict=True):
-        variable.assign(sequence.generate_state(2, np.uint32) >> 1)  # below 2**31: a signed integer on some backends
-
-
-def _in_bfloat16(model: keras.Model) -> keras.Model:
-    """A copy that computes in bfloat16, but for its output layers; weights stay float32."""
-    outputs = set(model.output_names)
-
-    def clone(layer: keras.Layer) -> keras.Layer:
-        config = keras.saving.serialize_keras_object(layer)
-        if layer.name not in outputs and not isinstance(layer, keras.layers.InputLayer):
-            config["config"]["dtype"] = "mixed_bfloat16"
-        return keras.saving.deserialize_keras_object(config)
-
-    copy = keras.models.clone_model(model, clone_function=clone)
-    copy.set_weights(model.get_weights())
-    return copy
+def _pairs(data: Any, start: int, stop: int, seed: int | None, workers: int) -> Iterator[tuple[int, tuple]]:
+    for number, batch in batches(data, start, stop, seed, workers):
+        if len(batch) not in (2, 3):
+            raise UserError(f"A batch must be (x, y) or (x, y, weights). Received: {len(batch)} arrays")
+        yield number, batch
 
 
 def _save(network: keras.Model, model: keras.Model, path: Path, card: Mapping[str, Any] | None) -> None:
@@ -372,19 +313,3 @@ def _save(network: keras.Model, model: keras.Model, path: Path, card: Mapping[st
     if network is not model:
         model.set_weights(network.get_weights())
     save_model(model, path, dict(card or {}))
-
-
-def _check_same(settings: dict, stored: dict, out_dir: Path) -> None:
-    changed = [name for name in settings if _jsonable(settings[name]) != stored.get(name)]
-    if changed:
-        raise UserError(
-            f"{out_dir}: cannot go on with other settings than it began with ({', '.join(changed)} differ). "
-            "Use the old ones, see run.json, or start in another folder."
-        )
-
-
-def _jsonable(value: Any) -> Any:
-    """Tuples as the lists that JSON gives back."""
-    if isinstance(value, (tuple, list)):
-        return [_jsonable(v) for v in value]
-    return {k: _jsonable(v) for k, v in value.items()} if isinstance(value, dict) else value

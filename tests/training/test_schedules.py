@@ -31,9 +31,15 @@ def test_steps_and_constant():
     assert rates(OptimizerSettings(schedule="constant", learning_rate=0.3), 4, 10, [5]) == [0.3]
 
 
+def test_linear_falls_after_a_fraction_of_whole_epochs():
+    settings = OptimizerSettings(learning_rate=1.0, schedule="linear", decay_start=0.75, final_factor=0.0)
+    expected = [1, 1, 1, 1 - 1 / 2, 1 - 2 / 2]  # epoch floor(0.75 * 5) = 3 of 5: 1 - (e - 3) / (5 - 3)
+    np.testing.assert_allclose(rates(settings, 5, 10, [0, 29, 30, 40, 50]), expected, rtol=1e-6)
+
+
 def test_wrong_settings_are_named():
     with pytest.raises(UserError, match="`schedule` must be one of"):
-        OptimizerSettings(schedule="linear")
+        OptimizerSettings(schedule="sinus")
     with pytest.raises(UserError, match="`learning_rate` must be a number > 0"):
         OptimizerSettings(learning_rate=0)
 

@@ -17,9 +17,10 @@ from small_run import Blobs, build_model, run
 
 from keras_microseg import losses
 from keras_microseg.checks import FileError, UserError
+from keras_microseg.training.batches import batches
 from keras_microseg.training.previews import PreviewPictures
 from keras_microseg.training.schedules import OptimizerSettings
-from keras_microseg.training.supervised import CHECKPOINT, _batches, train
+from keras_microseg.training.supervised import CHECKPOINT, train
 
 pytestmark = pytest.mark.network
 
@@ -150,7 +151,7 @@ def test_batches_do_not_depend_on_start_or_workers():
             return np.array([i]), np.array([i])
 
     def order(start, stop, workers):
-        return [(n, int(x[0])) for n, (x, _) in _batches(Plain(), start, stop, 5, workers)]
+        return [(n, int(x[0])) for n, (x, _) in batches(Plain(), start, stop, 5, workers)]
 
     whole = order(0, 11, 0)
     assert [n for n, _ in whole] == list(range(11))
@@ -159,5 +160,5 @@ def test_batches_do_not_depend_on_start_or_workers():
         assert order(start, 11, 2) == whole[start:]
     check_dataset(Blobs(1), (4, 8, 8, 1), (4, 8, 8, 1))
     data = Blobs(1)
-    passes = [x for _, (x, _) in _batches(data, 2, 6, 0, 2)]
+    passes = [x for _, (x, _) in batches(data, 2, 6, 0, 2)]
     np.testing.assert_array_equal(passes[2], Blobs(1)[0][0] * 0 + (data.set_epoch(1) or data[0][0]))
