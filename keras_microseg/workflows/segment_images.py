@@ -77,7 +77,11 @@ class SegmentSettings:
         check_choice("method", self.method, METHODS)
         check_choice("polarity", self.polarity, POLARITIES)
         if isinstance(self.info_bar, str):
-            check_choice("info_bar", self.info_bar, ("auto",))
+            if self.info_bar != "auto":
+                raise UserError(
+                    "`info_bar` must be 'auto', the number of a pixel row from 1 on, or None ('none' on the command "
+                    f"line). Received: {self.info_bar!r}"
+                )
         elif self.info_bar is not None:
             check_number("info_bar", self.info_bar, minimum=1, integer=True)
         if self.pixel_size is not None:

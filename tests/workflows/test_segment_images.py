@@ -112,7 +112,7 @@ def test_info_bar_row_is_left_out():
     (record,) = results.images
     assert record.info_bar == 120 and not record.read_labels()[120:].any()
     assert record.read_labels().shape == image.shape and len(results.table) == 6
-    with pytest.raises(UserError, match="info_bar"):
+    with pytest.raises(UserError, match="info_bar.*pixel row.*'bottom'"):
         km.segment(image, method="classical", info_bar="bottom")
 
 
