@@ -100,3 +100,17 @@ def test_arguments_are_checked():
         classical.segment_classical(np.zeros((3, 3)), polarity="light")
     with pytest.raises(UserError, match="merge_ratio"):
         classical.segment_classical(np.eye(3), merge_ratio=2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_holds_no_particles(seed):
+    rng = np.random.default_rng(seed)
+    assert classical.segment_classical(rng.integers(0, 256, (256, 256)).astype(np.uint8)).max() == 0
+    assert classical.segment_classical(rng.normal(100, 20, (200, 300))).max() == 0
+
+
+def test_discs_in_strong_noise_are_found():
+    rows, columns = np.indices((160, 160))
+    inside = ((rows % 40) - 20) ** 2 + ((columns % 40) - 20) ** 2 < 100
+    image = inside * 1.0 + np.random.default_rng(0).normal(0, 0.5, inside.shape)
+    assert abs(classical.segment_classical(image).max() - 16) <= 1
