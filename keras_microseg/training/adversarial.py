@@ -95,6 +95,9 @@ class System(Protocol):
     def phases(self) -> list[Phase]:
         """In the order in which they run."""
 
+    def samples(self, predict: Callable[[str, np.ndarray], np.ndarray], *inputs: np.ndarray) -> list[list[np.ndarray]]:
+        """Rows of panels (H, W) in -1..1 for `training.previews.SamplePictures`; `predict(network, array)`."""
+
 
 class ImagePool:
     """Past generated images, so that a discriminator does not forget them (Shrivastava et al. 2017).

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_microseg.checks import UserError, check_number
@@ -111,6 +113,20 @@ class CycleGAN:
             logs[f"fake_{name}"] = _squares(low, judge(fake, training=True))
             logs[f"discriminator_{name}_loss"] = 0.5 * (logs[f"real_{name}"] + logs[f"fake_{name}"])
         return logs["discriminator_a_loss"] + logs["discriminator_b_loss"], logs
+
+    def samples(self, predict: Callable, a: np.ndarray, b: np.ndarray) -> list[list[np.ndarray]]:
+        """Rows of three images (H, W) in -1..1: micrograph, its mask, and back; then mask, its micrograph, and back.
+
+        Args:
+            predict: `predict(name of a network, array)`.
+            a, b: micrographs and masks as in a batch, all of one size.
+        """
+        fake_b, fake_a = predict("generator_a", a), predict("generator_b", b)
+        cycled_a, cycled_b = predict("generator_b", fake_b), predict("generator_a", fake_a)
+        if self.cross_entropy:
+            b, fake_b, cycled_b = (2 * masks - 1 for masks in (b, fake_b, cycled_b))
+        rows = [*zip(a, fake_b, cycled_a, strict=True), *zip(b, fake_a, cycled_b, strict=True)]
+        return [[image[..., 0] for image in row] for row in rows]
 
     def _mask_error(self, b: Any, made: Any) -> Any:
         if self.cross_entropy:

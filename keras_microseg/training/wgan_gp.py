@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -75,6 +77,17 @@ class WGANGP:
     def generator_loss(self, latent: Any) -> tuple[Any, dict[str, Any]]:
         fake = self.networks["generator"](latent, training=True)
         return -ops.mean(self.networks["critic"](fake, training=True)), {}
+
+    def samples(self, predict: Callable, latent: np.ndarray) -> list[list[np.ndarray]]:
+        """Rows of generated images (H, W) in -1..1, as nearly square as the number of latent vectors allows.
+
+        Args:
+            predict: `predict(name of a network, array)`.
+            latent: (n, latent).
+        """
+        images = predict("generator", latent)[..., 0]
+        side = max(n for n in range(1, math.isqrt(len(images)) + 1) if len(images) % n == 0)
+        return [list(row) for row in images.reshape(side, -1, *images.shape[1:])]
 
     def draw_latent(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """(count, latent) float32 from N(0, 1)."""
