@@ -11,9 +11,13 @@ fused batch normalization; JAX, a pure function under `jit` with donated state. 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from pathlib import Path
 
-from keras_microseg import backend
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from keras_microseg import backend  # noqa: E402
 
 BACKEND = backend.select()
 
