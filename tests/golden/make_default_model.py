@@ -1,6 +1,6 @@
 """Writes `default_model.npz`: a simulated image and what the shipped model makes of it. Run after the model changed.
 
-    KERAS_BACKEND=tensorflow python tests/golden/make_default_model.py
+KERAS_BACKEND=tensorflow python tests/golden/make_default_model.py
 """
 
 from pathlib import Path
