@@ -111,16 +111,16 @@ def _write_excel(
     if units:
         parts.append(("units", ["column", "unit"], list(units.items())))
     taken: set[str] = set()
-    book = openpyxl.Workbook(write_only=True)
-    for name, header, rows in parts:
-        sheet = book.create_sheet(_sheet_name(name, taken))
-        sheet.freeze_panes = "A2"
-        sheet.append([_cell(sheet, value) for value in header])
-        for row in rows:
-            sheet.append([_cell(sheet, value) for value in row])
-    packed = io.BytesIO()  # a disk that fills up while openpyxl writes leaves it complaining long after our message
-    book.save(packed)
     with atomic_path(path) as temporary:
+        book = openpyxl.Workbook(write_only=True)  # keeps the sheets in files of its own
+        for name, header, rows in parts:
+            sheet = book.create_sheet(_sheet_name(name, taken))
+            sheet.freeze_panes = "A2"
+            sheet.append([_cell(sheet, value) for value in header])
+            for row in rows:
+                sheet.append([_cell(sheet, value) for value in row])
+        packed = io.BytesIO()  # a disk that fills up while openpyxl packs leaves it complaining long after our message
+        book.save(packed)
         Path(temporary).write_bytes(packed.getbuffer())
 
 
