@@ -11,8 +11,8 @@ What is compared, per data set:
 * bam_tio2: 16 SEM images of TiO2, rows 0-703 (above the info bar). True particles are the 4-connected components of the
   cut mask of at least 10 px; smaller specks are left out of the instances but stay in the image IoU and in the three
   scores of the source system, which use the mask as it is.
-* ampis_powder: 4 SEM images of metal powder, particle polygons drawn as labels, later ones on top. Annotators left out
-  particles that are cut off, far behind or out of focus, so some right predictions count as false.
+* ampis_powder: 4 SEM images of metal powder, particle polygons drawn as labels, later ones on top. Whether every
+  particle in them was annotated is not stated by the source; one that was not counts as false when it is found.
 * emps: 30 figures from articles, one label per particle.
 """
 
