@@ -45,25 +45,48 @@ def count(truth: np.ndarray, predicted: np.ndarray, *, num_classes: int | None =
     Raises:
         UserError: shapes differ, or `predicted` holds a number that is no class.
     """
-    truth, predicted = np.asarray(truth), np.asarray(predicted)
-    if truth.shape != predicted.shape:
-        raise UserError(f"`truth` and `predicted` must have one shape. Received: {truth.shape} and {predicted.shape}")
+    classes = 2 if num_classes is None else check_number("num_classes", num_classes, minimum=1, integer=True)
     if num_classes is None:
-        truth, predicted, classes = truth != 0, predicted != 0, 2
-    else:
-        classes = check_number("num_classes", num_classes, minimum=1, integer=True)
-        judged = (truth >= 0) & (truth < classes)
-        truth, predicted = truth[judged], predicted[judged]
-        if predicted.size and not (0 <= predicted.min() and predicted.max() < classes):
-            raise UserError(
-                f"`predicted` must hold class numbers 0..{classes - 1}. Received: {predicted.min()}..{predicted.max()}"
-            )
-    keys = truth.astype(np.int64).ravel() * classes + predicted.astype(np.int64).ravel()
-    table = np.bincount(keys, minlength=classes * classes).reshape(classes, classes)
+        truth, predicted = np.asarray(truth) != 0, np.asarray(predicted) != 0
+    table = confusion_matrix(truth, predicted, classes)
     tp = np.diagonal(table)
     fp, fn = table.sum(axis=0) - tp, table.sum(axis=1) - tp
     counts = np.stack([tp, fp, fn, table.sum() - tp - fp - fn])
     return Counts(*(counts[:, 1:] if num_classes is None else counts))
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """How often each true class was called each class.
+
+    Args:
+        truth, predicted: class numbers 0..num_classes - 1, of one shape: class maps, or one number per object. Other
+            numbers in `truth` (255, -1) are left out.
+        num_classes: number of classes, background included.
+
+    Returns:
+        (num_classes, num_classes) int64; row = truth, column = prediction.
+
+    Raises:
+        UserError: shapes differ, or `predicted` holds a number that is no class.
+    """
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    if truth.shape != predicted.shape:
+        raise UserError(f"`truth` and `predicted` must have one shape. Received: {truth.shape} and {predicted.shape}")
+    judged = (truth >= 0) & (truth < num_classes)
+    truth, predicted = truth[judged], predicted[judged]
+    if predicted.size and not (0 <= predicted.min() and predicted.max() < num_classes):
+        raise UserError(
+            f"`predicted` must hold class numbers 0..{num_classes - 1}. Received: {predicted.min()}..{predicted.max()}"
+        )
+    keys = truth.astype(np.int64).ravel() * num_classes + predicted.astype(np.int64).ravel()
+    return np.bincount(keys, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def balanced_accuracy(table: np.ndarray) -> float:
+    """Mean over the classes that occur of the share called rightly, of a `confusion_matrix`; NaN without any."""
+    table = np.asarray(table)
+    total = table.sum(axis=1)
+    return float(np.mean(np.diagonal(table)[total > 0] / total[total > 0])) if total.any() else float("nan")
 
 
 def pool(counts: Iterable[Counts]) -> Counts:

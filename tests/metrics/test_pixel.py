@@ -69,3 +69,11 @@ def test_boundary_between_touching_objects_counts():
     split, joined = np.repeat([[1, 1, 2, 2]], 4, axis=0), np.ones((4, 4), int)
     counts = pixel.count_boundary(split, joined)
     assert (counts.true, counts.predicted) == (8, 0)
+
+
+def test_confusion_matrix_and_balanced_accuracy():
+    truth, predicted = np.array([0, 0, 0, 1, 1, 2, 255]), np.array([0, 0, 1, 1, 0, 2, 0])
+    table = pixel.confusion_matrix(truth, predicted, 4)
+    np.testing.assert_array_equal(table, [[2, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
+    assert pixel.balanced_accuracy(table) == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert np.isnan(pixel.balanced_accuracy(np.zeros((2, 2))))
