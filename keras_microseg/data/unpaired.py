@@ -1,0 +1,181 @@
+"""Tiles of two image domains that know nothing of each other: micrographs and simulated masks, for CycleGAN.
+
+Three habits keep the two domains comparable, which a translation without pairs needs. Grey values are stretched by
+limits of the whole image, so that a tile of bare background stays dark. Tiles are drawn where there are particles, as
+far as a threshold can tell. And each micrograph tile is joined by that mask tile, of several, which covers most nearly
+the same share of its area: otherwise the discriminator learns density, and the generators learn to invent or to hide
+particles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from keras_microseg import io
+from keras_microseg.checks import UserError, check_choice, check_number, standardize_tuple
+from keras_microseg.data.datasets import SeededDataset
+from keras_microseg.image import Image
+from keras_microseg.intensity import percentile_limits, stretch
+from keras_microseg.segmentation.labeling import cut_touching, threshold_value
+
+log = logging.getLogger(__name__)
+
+_TRIES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Micrograph:
+    """A real image, in its own grey values.
+
+    Attributes:
+        name: for messages.
+        grey: (H, W) array of any real type, without the info bar.
+        limits: grey values that become 0 and 1.
+        foreground: (H, W) bool, roughly where particles are; None = not looked for.
+    """
+
+    name: str
+    grey: np.ndarray
+    limits: tuple[float, float]
+    foreground: np.ndarray | None = None
+
+    def tile(self, window: tuple[slice, slice]) -> np.ndarray:
+        """(h, w) float32 in 0..1."""
+        return stretch(self.grey[window], self.limits)
+
+
+def read_micrograph(
+    path: str | Path | Image,
+    *,
+    info_bar: int | str | None = "auto",
+    contrast: tuple[float, float] = (0.1, 99.9),
+    polarity: str = "bright",
+    find_foreground: bool = True,
+) -> Micrograph:
+    """Read an image for training.
+
+    Args:
+        path: file or `Image`; colours become grey.
+        info_bar: first row of the microscope's data bar, "auto" to find it, None = none.
+        contrast: percentiles of the whole image that become 0 and 1.
+        polarity: "bright" particles on dark ground or "dark" on bright.
+        find_foreground: estimate where particles are: Gaussian of 1 px and Li's threshold.
+
+    Raises:
+        FileError: unreadable file.
+        UserError: an image without contrast.
+    """
+    check_choice("polarity", polarity, ("bright", "dark"))
+    image = path if isinstance(path, Image) else io.open_image(path)
+    row = io.find_info_bar(image) if info_bar == "auto" else info_bar
+    grey = io.read_grey(image)
+    if row is not None:
+        grey = grey[:row]
+    limits = percentile_limits(grey, *contrast)
+    if not limits[1] > limits[0]:
+        raise UserError(f"{image.name}: the image has one grey value only ({limits[0]:g}). Leave it out.")
+    foreground = None
+    if find_foreground:
+        smooth = ndimage.gaussian_filter(stretch(grey, limits), 1)
+        level = threshold_value(smooth, "li")
+        foreground = smooth > level if polarity == "bright" else smooth < level
+    return Micrograph(image.name, grey, limits, foreground)
+
+
+def mask_of(labels: np.ndarray) -> np.ndarray:
+    """(H, W) float32 of an instance-label image: 1 in particles, -1 outside and on lines between touching particles."""
+    return np.where(cut_touching(np.asarray(labels)) > 0, 1, -1).astype(np.float32)
+
+
+class UnpairedTiles(SeededDataset):
+    """Batches `(micrographs, masks)`, both (B, H, W, 1) float32 in -1..1, of unpaired tiles.
+
+    Args:
+        micrographs: real images, of any sizes; those smaller than a tile are left out and named in the log.
+        masks: (H, W) arrays, boolean or instance labels; see `mask_of`.
+        num_batches, batch_size, seed: see `SeededDataset`.
+        size: (height, width) of the tiles, px.
+        min_foreground: least share of particle pixels in a micrograph tile; where a few tries find none, the fullest
+            of them is taken. Needs `Micrograph.foreground`.
+        match_coverage: choose mask tiles that cover the same share of the area as the micrograph tile.
+        kwargs: further arguments of `SeededDataset`.
+
+    Raises:
+        UserError: no image or mask is large enough for a tile.
+    """
+
+    def __init__(
+        self,
+        micrographs: Sequence[Micrograph],
+        masks: Sequence[np.ndarray],
+        num_batches: int,
+        batch_size: int,
+        seed: int,
+        *,
+        size: tuple[int, int] = (192, 192),
+        min_foreground: float = 0.05,
+        match_coverage: bool = True,
+        **kwargs,
+    ):
+        super().__init__(num_batches, batch_size, seed, **kwargs)
+        self.size = standardize_tuple(size, 2, "size")
+        self.min_foreground = check_number("min_foreground", min_foreground, minimum=0, maximum=1)
+        self.match_coverage = match_coverage
+        small = [m.name for m in micrographs if not self._fits(m.grey)]
+        if small:
+            log.warning("Smaller than a tile of %s px and left out: %s", self.size, ", ".join(small))
+        self.micrographs = [m for m in micrographs if self._fits(m.grey)]
+        self.masks = [np.asarray(mask) for mask in masks if self._fits(mask)]
+        if not self.micrographs:
+            raise UserError(f"No micrograph is as large as a tile of {self.size} px. Use a smaller tile.")
+        if not self.masks:
+            raise UserError(f"No mask is as large as a tile of {self.size} px. Simulate larger masks.")
+        areas = np.array([m.grey.size for m in self.micrographs], float)
+        self._chances = areas / areas.sum()
+
+    def sample(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        image, coverage = self._micrograph_tile(rng)
+        mask = self._mask_tile(rng, coverage)
+        return 2 * _flip(rng, image)[..., None] - 1, _flip(rng, mask)[..., None]
+
+    def _micrograph_tile(self, rng: np.random.Generator) -> tuple[np.ndarray, float | None]:
+        best, fullest = None, -1.0
+        for _ in range(_TRIES):
+            micrograph = self.micrographs[rng.choice(len(self.micrographs), p=self._chances)]
+            window = self._window(rng, micrograph.grey.shape)
+            if micrograph.foreground is None:
+                return micrograph.tile(window), None
+            share = float(micrograph.foreground[window].mean())
+            if share > fullest:
+                best, fullest = (micrograph, window), share
+            if share >= self.min_foreground:
+                break
+        return best[0].tile(best[1]), fullest
+
+    def _mask_tile(self, rng: np.random.Generator, coverage: float | None) -> np.ndarray:
+        best, error = None, np.inf
+        for _ in range(_TRIES if self.match_coverage and coverage is not None else 1):
+            mask = self.masks[rng.integers(len(self.masks))]
+            tile = mask[self._window(rng, mask.shape)]
+            off = abs(float((tile > 0).mean()) - coverage) if coverage is not None else 0.0
+            if off < error:
+                best, error = tile, off
+        return mask_of(best) if best.dtype != bool else np.where(best, 1, -1).astype(np.float32)
+
+    def _window(self, rng: np.random.Generator, shape: Sequence[int]) -> tuple[slice, slice]:
+        y, x = (int(rng.integers(n - t + 1)) for n, t in zip(shape, self.size, strict=True))
+        return slice(y, y + self.size[0]), slice(x, x + self.size[1])
+
+    def _fits(self, array: np.ndarray) -> bool:
+        return all(n >= t for n, t in zip(array.shape, self.size, strict=True))
+
+
+def _flip(rng: np.random.Generator, tile: np.ndarray) -> np.ndarray:
+    """Mirrored at random, not turned: the detector stands on one side of an image, and shadows show it."""
+    return tile[:: 1 - 2 * int(rng.integers(2)), :: 1 - 2 * int(rng.integers(2))]
