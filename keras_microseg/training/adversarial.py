@@ -8,11 +8,10 @@ turn, so that pools of past images work on every backend.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import logging
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,15 +22,24 @@ from keras import ops
 from keras_microseg import backend
 from keras_microseg.checks import UserError, check_number
 from keras_microseg.models.saving import save_model
-from keras_microseg.training.batches import batches
-from keras_microseg.training.checkpoints import check_same, load_checkpoint, save_checkpoint, seed_generators
+from keras_microseg.training.checkpoints import seed_generators
+from keras_microseg.training.epochs import CHECKPOINT, EpochLoop, StopTraining, claim_folder
 from keras_microseg.training.precision import in_bfloat16
-from keras_microseg.training.records import RunRecord, hash_data, hash_model, write_history
-from keras_microseg.training.schedules import OptimizerSettings
+from keras_microseg.training.records import hash_data, hash_model
+from keras_microseg.training.schedules import Monitor, OptimizerSettings
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "ADAM",
+    "CHECKPOINT",
+    "AdversarialResult",
+    "ImagePool",
+    "Phase",
+    "Step",
+    "StopTraining",
+    "System",
+    "train_adversarial",
+]
 
-CHECKPOINT = "checkpoint.npz"
 ADAM = OptimizerSettings("adam", 2e-4, schedule="constant", options={"beta_1": 0.5})
 _PENDING = 16
 
@@ -158,11 +166,17 @@ class AdversarialResult:
             "<network>_learning_rate" (of the last step), "seconds".
         paths: model file of each network; of averaged ones the file holds the average.
         stopped_early: a callback ended the training before its last epoch.
+        stop_reason: what it gave as the reason, see `epochs.StopTraining`.
+        best_epoch: number of the epoch (from 1) of `best_paths`; None without `monitor`.
+        best_paths: model files of the epoch with the best monitored value.
     """
 
     history: list[dict[str, float]]
     paths: dict[str, Path]
     stopped_early: bool
+    stop_reason: str | None = None
+    best_epoch: int | None = None
+    best_paths: dict[str, Path] = dataclasses.field(default_factory=dict)
 
 
 def train_adversarial(
@@ -177,15 +191,20 @@ def train_adversarial(
     average: Mapping[str, float] | None = None,
     mixed_precision: bool = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    scorers: Sequence[Callable[[Callable[[str, np.ndarray], np.ndarray], int], Mapping[str, float]]] = (),
+    monitor: str | None = None,
+    monitor_mode: str | None = None,
     checkpoint_steps: int | None = None,
+    checkpoint_epochs: int = 1,
     workers: int = 1,
     cards: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> AdversarialResult:
     """Train the networks of a system against each other. A run that was interrupted ends as it would have without.
 
-    `out_dir` receives `<network>.keras` for every network after the last epoch, `log.csv` (a row per epoch), `run.json`
-    (settings, versions, seed, hashes) and `checkpoint.npz` (weights, averages, optimizers, seed generators, pools and
-    position), one file, rewritten after each epoch.
+    `out_dir` receives `<network>.keras` for every network after the last epoch, with `monitor` also
+    `best_<network>.keras`, `log.csv` (a row per epoch), `run.json` (settings, versions, seed, hashes, why it ended) and
+    `checkpoint.npz` (weights, averages, optimizers, seed generators, pools and position): one file, rewritten after
+    each epoch, of about three times the size of the weights (four with averages).
 
     Args:
         system: networks and phases, changed in place.
@@ -200,9 +219,16 @@ def train_adversarial(
             system keeps its last weights.
         mixed_precision: compute in bfloat16 (for GPUs), with float32 weights and outputs.
         callbacks: `keras.callbacks.Callback` objects; those with `get_state() -> JSON` and `set_state` are resumed
-            exactly. `callback.model` is the first network; `callback.params["system"]` the system and
-            `callback.params["optimizers"]` the optimizers by network. `callback.model.stop_training = True` ends it.
+            exactly. `callback.model` is the first network; `callback.params` holds "system", "optimizers" (by network)
+            and "predict", as scorers get it. A callback ends the training by raising `epochs.StopTraining(reason)`, or
+            after the epoch by `callback.model.stop_training = True`.
+        scorers: after each epoch, before the callbacks: `scorer(predict, epoch) -> {name: number}`, epochs from 0. The
+            numbers join the logs and `log.csv`; {} where an epoch is not scored. `predict(network, array) -> array`
+            runs a network in inference, with averaged weights where there are. May raise `StopTraining`.
+        monitor: log or score that chooses the best epoch, such as "kid"; None = keep the last only.
+        monitor_mode: "min", "max", or None to guess from the name.
         checkpoint_steps: also write the checkpoint each so many steps within an epoch.
+        checkpoint_epochs: write it after each so many epochs, and at the end.
         workers: threads that prepare batches ahead; the results do not depend on it. 0 = none.
         cards: facts stored in the model files by network, see `models.saving.save_model`.
 
@@ -214,10 +240,7 @@ def train_adversarial(
     epochs = check_number("epochs", epochs, minimum=1, integer=True)
     steps = len(data) if steps_per_epoch is None else steps_per_epoch
     steps = check_number("steps_per_epoch", steps, minimum=1, integer=True)
-    out_dir = Path(out_dir)
-    checkpoint = out_dir / CHECKPOINT
-    if checkpoint.exists() and not resume:
-        raise UserError(f"{out_dir} holds a training already. Go on with it (resume=True), or choose another folder.")
+    out_dir = claim_folder(out_dir, resume)
     device = backend.configure_device(deterministic=True)
     originals = dict(system.networks)
     if mixed_precision:
@@ -225,7 +248,18 @@ def train_adversarial(
     try:
         backend.set_random_state(seed)
         seed_generators([v for network in system.networks.values() for v in network.variables], seed)
-        run = _Run(system, epochs, steps, seed, average or {})
+        run = _Run(
+            system,
+            originals,
+            scorers,
+            None if monitor is None else Monitor(monitor, monitor_mode),
+            epochs=epochs,
+            steps=steps,
+            seed=seed,
+            average=average or {},
+            out_dir=out_dir,
+            cards=cards or {},
+        )
         settings = {
             "system": {"name": type(system).__name__, **system.settings},
             "phases": {
@@ -239,101 +273,61 @@ def train_adversarial(
         }
         if any(phase.optimizer.schedule in ("cosine", "linear") for phase in run.phases):
             settings["epochs"] = epochs
-        position = {"epoch": 0, "step": 0, "history": [], "stopped": False, "settings": settings}
-
-        def save() -> None:
-            kept = [c.get_state() if hasattr(c, "get_state") else None for c in callbacks]
-            pools = {name: pool.get_state() for name, pool in system.pools.items()}
-            save_checkpoint(checkpoint, run.variables(), position | run.get_sums() | {"callbacks": kept}, pools)
-
-        if checkpoint.exists():
-            state = load_checkpoint(checkpoint, run.variables())
-            check_same(settings, state["settings"], out_dir)
-            position |= {key: state[key] for key in ("epoch", "step", "history", "stopped")}
-            run.set_sums(state)
-            for name, pool in system.pools.items():
-                pool.set_state(state["arrays"][name])
-            for callback, kept in zip(callbacks, state["callbacks"], strict=False):
-                if kept is not None:
-                    callback.set_state(kept)
-            logger.info("Going on after epoch %d, step %d (%s).", position["epoch"], position["step"], checkpoint)
-        else:
-            save()  # the start weights, so that a run killed early starts from them again
-
-        record = RunRecord(
-            out_dir / "run.json",
-            {
-                "task": "adversarial training",
-                "settings": settings | {"epochs": epochs},
-                "device": device,
-                "data": hash_data(data),
-                "models": {
-                    name: {"parameters": network.count_params(), "start": hash_model(network)}
-                    for name, network in system.networks.items()
-                },
-                "resumed_at": position["epoch"] if resume else None,
-            },
+        loop = EpochLoop(
+            run,
+            epochs=epochs,
+            steps=steps,
+            out_dir=out_dir,
+            settings=settings,
+            callbacks=callbacks,
+            checkpoint_steps=checkpoint_steps,
+            checkpoint_epochs=checkpoint_epochs,
         )
+        loop.restore()
+        facts = {
+            "task": "adversarial training",
+            "settings": settings | {"epochs": epochs, "monitor": monitor},
+            "device": device,
+            "data": hash_data(data),
+            "models": {
+                name: {"parameters": network.count_params(), "start": hash_model(network)}
+                for name, network in system.networks.items()
+            },
+        }
+        params = {"system": system, "optimizers": run.optimizers, "predict": run.predict}
         model = next(iter(system.networks.values()))
-        params = {"epochs": epochs, "steps": steps, "verbose": 0, "system": system, "optimizers": run.optimizers}
-        calls = keras.callbacks.CallbackList(list(callbacks), model=model, **params)
-        model.stop_training = position["stopped"]
-        calls.on_train_begin()
-        status = "interrupted"
-        try:
-            while position["epoch"] < epochs and not model.stop_training:
-                epoch, start = position["epoch"], time.perf_counter()
-                calls.on_epoch_begin(epoch)
-                first = epoch * steps + position["step"]
-                for number, batch in batches(data, first, (epoch + 1) * steps, seed, workers):
-                    done = number - epoch * steps + 1
-                    calls.on_train_batch_begin(done - 1)
-                    run.step(number, batch)
-                    position["step"] = done
-                    calls.on_train_batch_end(done - 1)
-                    if checkpoint_steps and done % checkpoint_steps == 0 and done < steps:
-                        save()
-                logs = run.take_means()
-                _check_finite(logs, epoch)
-                calls.on_epoch_end(epoch, dict(logs))
-                row = {"epoch": epoch + 1, **logs, **run.learning_rates()}
-                position["history"].append(row | {"seconds": round(time.perf_counter() - start, 3)})
-                write_history(out_dir / "log.csv", position["history"])
-                position |= {"epoch": epoch + 1, "step": 0, "stopped": bool(model.stop_training)}
-                save()
-                logger.info("Epoch %d/%d: %s", epoch + 1, epochs, ", ".join(f"{k} {v:.4g}" for k, v in logs.items()))
-            calls.on_train_end()
-            status = "finished"
-        finally:
-            record.update(status=status, epochs_done=position["epoch"])
-        paths = {name: out_dir / f"{name}.keras" for name in originals}
-        for name, original in originals.items():
-            trained = [_copy(variable) for variable in system.networks[name].variables]
-            for variable, value in zip(original.variables, run.averaged(name) or trained, strict=True):
-                variable.assign(value)
-            save_model(original, paths[name], dict((cards or {}).get(name, {})))
-            for variable, value in zip(original.variables, trained, strict=True):
-                variable.assign(value)
-        record.update(ends={name: hash_model(network) for name, network in originals.items()})
+        loop.run(data, seed=seed, workers=workers, model=model, params=params, facts=facts)
     finally:
         system.networks.update(originals)
-    return AdversarialResult(position["history"], paths, position["stopped"] and position["epoch"] < epochs)
-
-
-def _check_finite(logs: Mapping[str, float], epoch: int) -> None:
-    broken = [name for name, value in logs.items() if not math.isfinite(value)]
-    if broken:
-        raise UserError(
-            f"{broken[0]} is {logs[broken[0]]} in epoch {epoch + 1}: lower the learning rate, limit gradients "
-            "(clip_norm=1), or check the data for NaN."
-        )
+    return AdversarialResult(
+        loop.history,
+        {name: out_dir / f"{name}.keras" for name in originals},
+        loop.stopped_early,
+        loop.stop_reason,
+        run.best_epoch,
+        {name: out_dir / f"best_{name}.keras" for name in originals if run.best_epoch is not None},
+    )
 
 
 class _Run:
     """Compiled phases, and the state that they change."""
 
-    def __init__(self, system: System, epochs: int, steps: int, seed: int, average: Mapping[str, float]):
-        self.system, self.seed = system, seed
+    def __init__(
+        self,
+        system: System,
+        originals: Mapping[str, keras.Model],
+        scorers: Sequence[Callable],
+        best: Monitor | None,
+        *,
+        epochs: int,
+        steps: int,
+        seed: int,
+        average: Mapping[str, float],
+        out_dir: Path,
+        cards: Mapping[str, Mapping[str, Any]],
+    ):
+        self.system, self.originals, self.seed = system, originals, seed
+        self.scorers, self.best, self.out_dir, self.cards = scorers, best, out_dir, cards
         self.phases = system.phases()
         self.optimizers: dict[str, keras.optimizers.Optimizer] = {}
         for phase in self.phases:
@@ -358,7 +352,9 @@ class _Run:
             own = [v for name in phase.updates for v in self.optimizers[name].variables + self.averages.get(name, [])]
             self._compiled.append(backend.compile_step(self._write_step(phase), everything + own))
         self._pending: list[dict[str, Any]] = []
-        self.set_sums({"sums": {}, "counts": {}})
+        self._predictors: dict[str, Callable] = {}
+        self._holds_averages, self._is_scored = False, True
+        self.begin_epoch()
 
     def variables(self) -> dict[str, list]:
         return {
@@ -367,13 +363,34 @@ class _Run:
             **{f"average/{name}": variables for name, variables in self.averages.items()},
         }
 
-    def averaged(self, name: str) -> list[np.ndarray] | None:
-        """Values of all variables of a network, averaged where there is an average; None for networks without."""
-        if name not in self.averages:
-            return None
-        network = self.system.networks[name]
-        known = {id(v): a for v, a in zip(_floats(network), self.averages[name], strict=True)}
-        return [_copy(known.get(id(v), v)) for v in network.variables]
+    @property
+    def best_epoch(self) -> int | None:
+        return None if self.best is None or self.best.best_epoch is None else self.best.best_epoch + 1
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, networks hold their averages."""
+        pairs = [
+            (variable, average, _copy(variable))
+            for name in (() if self._holds_averages else self.averages)
+            for variable, average in zip(_floats(self.system.networks[name]), self.averages[name], strict=True)
+        ]
+        before, self._holds_averages = self._holds_averages, True
+        for variable, average, _ in pairs:
+            variable.assign(_copy(average))
+        try:
+            yield
+        finally:
+            self._holds_averages = before
+            for variable, _, value in pairs:
+                variable.assign(value)
+
+    def predict(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Inference of a network, with averaged weights where there are."""
+        if name not in self._predictors:
+            self._predictors[name] = backend.compile_predict(self.system.networks[name])
+        with self.averaged():
+            return self._predictors[name](np.asarray(array, np.float32))
 
     def step(self, number: int, batch: tuple[np.ndarray, ...]) -> None:
         """All phases on one batch."""
@@ -388,7 +405,7 @@ class _Run:
         if len(self._pending) >= _PENDING:
             self._collect()
 
-    def learning_rates(self) -> dict[str, float]:
+    def rates(self) -> dict[str, float]:
         """Of the update made last: Keras counts `iterations` up after each, a schedule is read at the one before."""
         rates = {}
         for name, optimizer in self.optimizers.items():
@@ -399,19 +416,78 @@ class _Run:
                 rates[f"{name}_learning_rate"] = float(optimizer.learning_rate)
         return rates
 
-    def get_sums(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, Any]:
         self._collect()
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        best = {} if self.best is None else {"best": self.best.get_state()}
+        return {"sums": dict(self._sums), "counts": dict(self._counts)} | best
 
-    def set_sums(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Any]) -> None:
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+        if self.best is not None and "best" in state:
+            self.best.set_state(state["best"])
 
-    def take_means(self) -> dict[str, float]:
-        """Means of all logs since the last call."""
+    def get_arrays(self) -> dict[str, np.ndarray]:
+        return {name: pool.get_state() for name, pool in self.system.pools.items()}
+
+    def set_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, pool in self.system.pools.items():
+            pool.set_state(arrays[name])
+
+    def begin_epoch(self) -> None:
+        self._sums, self._counts = {}, {}
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Means of all logs of the epoch."""
         self._collect()
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
-        self.set_sums({"sums": {}, "counts": {}})
-        return means
+        logs = {name: total / self._counts[name] for name, total in self._sums.items()}
+        broken = [name for name, value in logs.items() if not math.isfinite(value)]
+        if broken:
+            raise UserError(
+                f"{broken[0]} is {logs[broken[0]]} in epoch {epoch + 1}: lower the learning rate, limit gradients "
+                "(clip_norm=1), or check the data for NaN."
+            )
+        return logs
+
+    def score(self, epoch: int) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        with self.averaged():
+            for scorer in self.scorers:
+                scores |= {name: float(value) for name, value in (scorer(self.predict, epoch) or {}).items()}
+        self._is_scored = bool(scores) or not self.scorers
+        return scores
+
+    def keep(self, epoch: int, logs: Mapping[str, float]) -> None:
+        if self.best is None or (self.best.name not in logs and not self._is_scored):
+            return
+        if self.best.name not in logs:
+            raise UserError(
+                f"`monitor` must be a logged value, one of {', '.join(sorted(logs))}. Received: "
+                f"monitor={self.best.name!r}"
+            )
+        if self.best.update(epoch, dict(logs)):
+            self._save_models("best_{}.keras")
+
+    def finish(self) -> dict[str, Any]:
+        self._save_models("{}.keras")
+        return {
+            "best_epoch": self.best_epoch,
+            "ends": {name: hash_model(network) for name, network in self.originals.items()},
+        }
+
+    def _save_models(self, pattern: str) -> None:
+        """Write the networks in float32 with their averages; the originals end with the last weights."""
+        with self.averaged():
+            self._update_originals()
+            for name, network in self.originals.items():
+                save_model(network, self.out_dir / pattern.format(name), dict(self.cards.get(name, {})))
+        self._update_originals()
+
+    def _update_originals(self) -> None:
+        for name, original in self.originals.items():
+            network = self.system.networks[name]
+            if network is not original:
+                for variable, value in zip(original.variables, network.variables, strict=True):
+                    variable.assign(_copy(value))
 
     def _collect(self) -> None:
         """Fetch logs from the device: not after every phase, which would have to wait for it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,6 +48,15 @@ def save_checkpoint(
     header = {"format": _FORMAT, "groups": {name: len(group) for name, group in variables.items()}, "state": state}
     with io.atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **values, **others)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Remove what a process that was killed while writing `path` left behind; only one process may use the folder."""
+    path = Path(path)
+    for part in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
+        part.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path, variables: Mapping[str, Sequence]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -53,20 +53,14 @@ class SamplePictures(keras.callbacks.Callback):
         self.every = check_number("every", every, minimum=1, integer=True)
         self.inputs = [np.asarray(array, np.float32) for array in inputs]
         self.out_dir = Path(out_dir)
-        self._compiled: dict[str, Callable] = {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         if (epoch + 1) % self.every:
             return
-        panels = self.params["system"].samples(self._predict, *self.inputs)
+        panels = self.params["system"].samples(self.params["predict"], *self.inputs)
         rows = [np.concatenate([np.pad(p, (0, 2), constant_values=1) for p in row], axis=1) for row in panels]
         picture = np.clip(np.nan_to_num(np.concatenate(rows)) / 2 + 0.5, 0, 1)
         io.write_image(self.out_dir / f"epoch_{epoch + 1:04d}.png", np.rint(picture * 255).astype(np.uint8), axes="YX")
-
-    def _predict(self, name: str, array: np.ndarray) -> np.ndarray:
-        if name not in self._compiled:
-            self._compiled[name] = backend.compile_predict(self.params["system"].networks[name])
-        return self._compiled[name](array)
 
 
 def preview_picture(x: np.ndarray, y: np.ndarray, predicted: np.ndarray, gap: int = 2) -> np.ndarray:

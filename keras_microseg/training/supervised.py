@@ -8,10 +8,8 @@ epoch with the same numbers. Losses, metrics, optimizers and callbacks are those
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,13 @@ from keras_microseg import backend
 from keras_microseg.checks import UserError, check_number
 from keras_microseg.models.saving import save_model
 from keras_microseg.training.batches import batches
-from keras_microseg.training.checkpoints import check_same, load_checkpoint, save_checkpoint, seed_generators
+from keras_microseg.training.checkpoints import seed_generators
+from keras_microseg.training.epochs import CHECKPOINT, EpochLoop, claim_folder
 from keras_microseg.training.precision import in_bfloat16
-from keras_microseg.training.records import EventFile, RunRecord, hash_data, hash_model, write_history
+from keras_microseg.training.records import hash_data, hash_model
 from keras_microseg.training.schedules import EarlyStopping, Monitor, OptimizerSettings, ReduceOnPlateau
 
-logger = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint.npz"
+__all__ = ["CHECKPOINT", "TrainingResult", "train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +38,7 @@ class TrainingResult:
         best_path: model of the best monitored value.
         last_path: model of the last epoch, the state of the trained model object.
         stopped_early: a callback ended the training before its last epoch.
+        stop_reason: what it gave as the reason, see `epochs.StopTraining`.
     """
 
     history: list[dict[str, float]]
@@ -48,6 +46,7 @@ class TrainingResult:
     best_path: Path
     last_path: Path
     stopped_early: bool
+    stop_reason: str | None = None
 
 
 def train(
@@ -100,7 +99,8 @@ def train(
         patience: epochs without improvement after which to stop; None = never.
         mixed_precision: compute in bfloat16 (for GPUs), with float32 weights, statistics and outputs.
         callbacks: `keras.callbacks.Callback` objects; those with `get_state() -> JSON` and `set_state` are resumed
-            exactly. The model is not compiled: the optimizer is `callback.params["optimizer"]`.
+            exactly. The model is not compiled: the optimizer is `callback.params["optimizer"]`. A callback ends the
+            training by raising `epochs.StopTraining(reason)`, or after the epoch by `model.stop_training = True`.
         checkpoint_steps: also write the checkpoint each so many steps within an epoch.
         tensorboard: write scalars for TensorBoard.
         workers: threads that prepare batches ahead; the results do not depend on it. 0 = none.
@@ -114,10 +114,7 @@ def train(
     epochs = check_number("epochs", epochs, minimum=1, integer=True)
     steps = len(train_data) if steps_per_epoch is None else steps_per_epoch
     steps = check_number("steps_per_epoch", steps, minimum=1, integer=True)
-    out_dir = Path(out_dir)
-    checkpoint = out_dir / CHECKPOINT
-    if checkpoint.exists() and not resume:
-        raise UserError(f"{out_dir} holds a training already. Go on with it (resume=True), or choose another folder.")
+    out_dir = claim_folder(out_dir, resume)
     monitor = monitor or ("loss" if validation_data is None else "val_loss")
     if not isinstance(loss, keras.losses.Loss):
         raise UserError(f"`loss` must be a keras.losses.Loss object. Received: loss={loss!r}")
@@ -126,9 +123,20 @@ def train(
     network = in_bfloat16(model) if mixed_precision else model
     backend.set_random_state(seed)
     seed_generators(network.variables, seed)
-    run = _Run(network, loss, list(metrics), optimizer, epochs, steps)
-    best = Monitor(monitor, monitor_mode)
-    callbacks = [*_own_callbacks(optimizer, patience, monitor, monitor_mode), *callbacks]
+    run = _Run(
+        network,
+        model,
+        loss,
+        list(metrics),
+        optimizer,
+        Monitor(monitor, monitor_mode),
+        validation_data,
+        epochs=epochs,
+        steps=steps,
+        workers=workers,
+        out_dir=out_dir,
+        card=card,
+    )
     settings = {
         "optimizer": dataclasses.asdict(optimizer),
         "loss": keras.saving.serialize_keras_object(loss),
@@ -137,98 +145,45 @@ def train(
         "mixed_precision": mixed_precision,
         "monitor": monitor,
         "patience": patience,
-    } | ({"epochs": epochs} if optimizer.schedule == "cosine" else {})
-    position = {"epoch": 0, "step": 0, "history": [], "stopped": False, "settings": settings}
-
-    def save() -> None:
-        state = position | {
-            "best": best.get_state(),
-            "callbacks": [c.get_state() if hasattr(c, "get_state") else None for c in callbacks],
-        }
-        save_checkpoint(checkpoint, run.variables(), state)
-
-    if checkpoint.exists():
-        state = load_checkpoint(checkpoint, run.variables())
-        check_same(settings, state["settings"], out_dir)
-        position |= {key: state[key] for key in ("epoch", "step", "history", "stopped")}
-        best.set_state(state["best"])
-        for callback, kept in zip(callbacks, state["callbacks"], strict=False):
-            if kept is not None:
-                callback.set_state(kept)
-        logger.info("Going on after epoch %d, step %d (%s).", position["epoch"], position["step"], checkpoint)
-    else:
-        save()  # the initial weights, so that a run killed early starts from them again
-
-    record = RunRecord(
-        out_dir / "run.json",
-        {
-            "task": "supervised training",
-            "settings": settings | {"epochs": epochs, "validation": validation_data is not None},
-            "metrics": [metric.name for metric in metrics],
-            "device": device,
-            "data": {
-                "training": hash_data(train_data),
-                "validation": None if validation_data is None else hash_data(validation_data),
-            },
-            "model": {"name": model.name, "parameters": model.count_params(), "start": hash_model(network)},
-            "resumed_at": position["epoch"] if resume else None,
-        },
+    } | ({"epochs": epochs} if optimizer.schedule in ("cosine", "linear") else {})
+    loop = EpochLoop(
+        run,
+        epochs=epochs,
+        steps=steps,
+        out_dir=out_dir,
+        settings=settings,
+        callbacks=[*_own_callbacks(optimizer, patience, monitor, monitor_mode), *callbacks],
+        checkpoint_steps=checkpoint_steps,
     )
-    events = EventFile(out_dir / "tensorboard", position["history"]) if tensorboard else None
-    params = {"epochs": epochs, "steps": steps, "verbose": 0, "optimizer": run.optimizer}
-    calls = keras.callbacks.CallbackList(callbacks, model=network, **params)
-    network.stop_training = position["stopped"]
-    calls.on_train_begin()
-    status = "interrupted"
-    try:
-        while position["epoch"] < epochs and not network.stop_training:
-            epoch, start = position["epoch"], time.perf_counter()
-            if position["step"] == 0:
-                run.reset()
-            calls.on_epoch_begin(epoch)
-            first = epoch * steps + position["step"]
-            for index, batch in _pairs(train_data, first, (epoch + 1) * steps, seed, workers):
-                done = index - epoch * steps + 1
-                calls.on_train_batch_begin(done - 1)
-                run.train_step(*batch)
-                calls.on_train_batch_end(done - 1)
-                if checkpoint_steps and done % checkpoint_steps == 0 and done < steps:
-                    position["step"] = done
-                    save()
-            logs, rate = run.results(), float(run.optimizer.learning_rate)
-            if not math.isfinite(logs["loss"]):
-                raise UserError(
-                    f"The loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate "
-                    f"({optimizer.learning_rate}), limit gradients (clip_norm=1), or check the data for NaN."
-                )
-            if validation_data is not None:
-                logs |= {f"val_{name}": value for name, value in run.evaluate(validation_data, workers).items()}
-            calls.on_epoch_end(epoch, dict(logs))
-            row = {"epoch": epoch + 1, **logs, "learning_rate": rate}
-            position["history"].append(row | {"seconds": round(time.perf_counter() - start, 3)})
-            if best.update(epoch, logs) or not (out_dir / "best.keras").exists():
-                _save(network, model, out_dir / "best.keras", card)
-            write_history(out_dir / "log.csv", position["history"])
-            if events is not None:
-                events.write(row)
-            position |= {"epoch": epoch + 1, "step": 0, "stopped": bool(network.stop_training)}
-            save()
-            logger.info(
-                "Epoch %d/%d: %s", epoch + 1, epochs, ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
-            )
-        calls.on_train_end()
-        _save(network, model, out_dir / "last.keras", card)
-        status = "finished"
-    finally:
-        best_epoch = None if best.best_epoch is None else best.best_epoch + 1
-        record.update(status=status, epochs_done=position["epoch"], best_epoch=best_epoch, best=best.best)
-    record.update(model=record.facts["model"] | {"end": hash_model(model)})
+    loop.restore()
+    facts = {
+        "task": "supervised training",
+        "settings": settings | {"epochs": epochs, "validation": validation_data is not None},
+        "metrics": [metric.name for metric in metrics],
+        "device": device,
+        "data": {
+            "training": hash_data(train_data),
+            "validation": None if validation_data is None else hash_data(validation_data),
+        },
+        "model": {"name": model.name, "parameters": model.count_params(), "start": hash_model(network)},
+    }
+    params = {"optimizer": run.optimizer}
+    loop.run(
+        train_data,
+        seed=seed,
+        workers=workers,
+        model=network,
+        params=params,
+        facts=facts,
+        tensorboard=tensorboard,
+    )
     return TrainingResult(
-        position["history"],
-        best_epoch,
+        loop.history,
+        run.best_epoch,
         out_dir / "best.keras",
         out_dir / "last.keras",
-        position["stopped"] and position["epoch"] < epochs,
+        loop.stopped_early,
+        loop.stop_reason,
     )
 
 
@@ -248,13 +203,30 @@ def _own_callbacks(
 class _Run:
     """The compiled steps of one training and the variables they change."""
 
-    def __init__(self, model, loss, metrics, settings: OptimizerSettings, epochs: int, steps: int):
-        self.model, self.loss, self.metrics = model, loss, metrics
+    def __init__(
+        self,
+        model: keras.Model,
+        original: keras.Model,
+        loss: keras.losses.Loss,
+        metrics: list[keras.metrics.Metric],
+        optimizer: OptimizerSettings,
+        best: Monitor,
+        validation_data: Any,
+        *,
+        epochs: int,
+        steps: int,
+        workers: int,
+        out_dir: Path,
+        card: Mapping[str, Any] | None,
+    ):
+        self.model, self.original, self.loss, self.metrics = model, original, loss, metrics
+        self.settings, self.best, self.validation_data = optimizer, best, validation_data
+        self.workers, self.out_dir, self.card = workers, out_dir, dict(card or {})
         self.mean_loss = keras.metrics.Mean(name="loss")
-        self.optimizer = settings.build(model.trainable_variables, epochs, steps)
+        self.optimizer = optimizer.build(model.trainable_variables, epochs, steps)
         tracked = [*model.variables, *self._metric_variables()]
-        self.train_step = backend.compile_step(self._train, [*tracked, *self.optimizer.variables])
-        self.test_step = backend.compile_step(self._test, tracked, gradients=False)
+        self._compiled_step = backend.compile_step(self._train, [*tracked, *self.optimizer.variables])
+        self._compiled_test = backend.compile_step(self._test, tracked, gradients=False)
 
     def variables(self) -> dict[str, list]:
         return {
@@ -263,17 +235,64 @@ class _Run:
             "metrics": self._metric_variables(),
         }
 
-    def reset(self) -> None:
+    def get_state(self) -> dict[str, Any]:
+        return {"best": self.best.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self.best.set_state(state["best"])
+
+    def get_arrays(self) -> dict[str, Any]:
+        return {}
+
+    def set_arrays(self, arrays: Mapping[str, Any]) -> None:
+        """There are none."""
+
+    def begin_epoch(self) -> None:
         for metric in (self.mean_loss, *self.metrics):
             metric.reset_state()
 
-    def evaluate(self, data: Any, workers: int) -> dict[str, float]:
-        self.reset()
-        for _, batch in _pairs(data, 0, len(data), None, workers):
-            self.test_step(*batch)
-        return self.results()
+    def step(self, number: int, batch: tuple) -> None:
+        self._compiled_step(*_check_pair(batch))
 
-    def results(self) -> dict[str, float]:
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        logs = self._results()
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"The loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate "
+                f"({self.settings.learning_rate}), limit gradients (clip_norm=1), or check the data for NaN."
+            )
+        return logs
+
+    def score(self, epoch: int) -> dict[str, float]:
+        if self.validation_data is None:
+            return {}
+        self.begin_epoch()
+        for _, batch in batches(self.validation_data, 0, len(self.validation_data), None, self.workers):
+            self._compiled_test(*_check_pair(batch))
+        return {f"val_{name}": value for name, value in self._results().items()}
+
+    def rates(self) -> dict[str, float]:
+        return {"learning_rate": float(self.optimizer.learning_rate)}
+
+    def keep(self, epoch: int, logs: Mapping[str, float]) -> None:
+        if self.best.update(epoch, dict(logs)) or not (self.out_dir / "best.keras").exists():
+            self._save_model("best.keras")
+
+    def finish(self) -> dict[str, Any]:
+        self._save_model("last.keras")
+        return {"best_epoch": self.best_epoch, "best": self.best.best, "end": hash_model(self.original)}
+
+    @property
+    def best_epoch(self) -> int | None:
+        return None if self.best.best_epoch is None else self.best.best_epoch + 1
+
+    def _save_model(self, name: str) -> None:
+        """Write the original with the weights of the model, its copy in another precision or itself."""
+        if self.model is not self.original:
+            self.original.set_weights(self.model.get_weights())
+        save_model(self.original, self.out_dir / name, self.card)
+
+    def _results(self) -> dict[str, float]:
         return {metric.name: float(metric.result()) for metric in (self.mean_loss, *self.metrics)}
 
     def _metric_variables(self) -> list:
@@ -301,15 +320,7 @@ class _Run:
             metric.update_state(y, predicted, sample_weight=weights)
 
 
-def _pairs(data: Any, start: int, stop: int, seed: int | None, workers: int) -> Iterator[tuple[int, tuple]]:
-    for number, batch in batches(data, start, stop, seed, workers):
-        if len(batch) not in (2, 3):
-            raise UserError(f"A batch must be (x, y) or (x, y, weights). Received: {len(batch)} arrays")
-        yield number, batch
-
-
-def _save(network: keras.Model, model: keras.Model, path: Path, card: Mapping[str, Any] | None) -> None:
-    """Write `model` with the weights of `network`, its copy in another precision or itself."""
-    if network is not model:
-        model.set_weights(network.get_weights())
-    save_model(model, path, dict(card or {}))
+def _check_pair(batch: tuple) -> tuple:
+    if len(batch) not in (2, 3):
+        raise UserError(f"A batch must be (x, y) or (x, y, weights). Received: {len(batch)} arrays")
+    return batch

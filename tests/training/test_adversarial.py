@@ -15,7 +15,7 @@ from keras_microseg.checks import UserError
 from keras_microseg.models import outline_critic, outline_generator, patchgan_discriminator, resnet_generator
 from keras_microseg.models.initialization import draw_kernels
 from keras_microseg.models.saving import load_model
-from keras_microseg.training.adversarial import CHECKPOINT, ImagePool, Phase, train_adversarial
+from keras_microseg.training.adversarial import CHECKPOINT, ImagePool, Phase, StopTraining, train_adversarial
 from keras_microseg.training.cyclegan import CycleGAN
 from keras_microseg.training.previews import SamplePictures
 from keras_microseg.training.schedules import LinearDecay, OptimizerSettings
@@ -219,6 +219,54 @@ def test_mixed_precision_cross_entropy_and_early_end(tmp_path):
         assert trained.layers[1].compute_dtype == "float32"
         assert not np.array_equal(kernel, to_numpy(trained.layers[1].kernel))
     assert list(system.networks.values()) == networks
+
+
+def test_scores_choose_the_best_epoch_and_a_reason_ends_the_run(tmp_path):
+    """Scorers see averaged weights, and leave the last ones in place; a collapse ends the run with its state saved."""
+    system = small_translation()
+    images = np.ones((2, 4, 4, 1), "float32")
+    seen = []
+
+    def brightness(predict, epoch):
+        seen.append(float(np.abs(predict("generator_a", images)).mean()))
+        return {"brightness": [3.0, 1.0, 2.0][epoch]} if epoch < 3 else {}
+
+    class Collapse(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            np.testing.assert_array_equal(np.abs(self.params["predict"]("generator_a", images)).mean(), seen[-1])
+            if logs.get("brightness") == 2.0:
+                raise StopTraining("mode collapse: brightness 2")
+
+    options = {"epochs": 6, "monitor": "brightness", "callbacks": [Collapse()], "scorers": [brightness]}
+    _, result = run_small(tmp_path, system, average={"generator_a": 0.999}, **options)
+    assert result.stopped_early and result.stop_reason == "mode collapse: brightness 2" and len(result.history) == 3
+    assert result.best_epoch == 2
+    best, last = (load_model(paths["generator_a"])[0] for paths in (result.best_paths, result.paths))
+    np.testing.assert_allclose(np.abs(to_numpy(best(images))).mean(), seen[1], rtol=1e-5)
+    np.testing.assert_allclose(np.abs(to_numpy(last(images))).mean(), seen[2], rtol=1e-5)
+    unaveraged = np.abs(to_numpy(system.networks["generator_a"](images))).mean()
+    assert unaveraged != pytest.approx(seen[2], rel=1e-5)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["status"], record["stop_reason"], record["epochs_done"]) == ("stopped", result.stop_reason, 3)
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [row["brightness"] for row in rows] == ["3.0", "1.0", "2.0"]
+
+    _, again = run_small(tmp_path, small_translation(), average={"generator_a": 0.999}, **options, resume=True)
+    assert again.stop_reason == result.stop_reason and len(again.history) == 3 and len(seen) == 3
+    with pytest.raises(UserError, match="`monitor` must be a logged value.*brightness"):
+        run_small(tmp_path / "b", epochs=1, scorers=[lambda predict, epoch: {"brightness": 1}], monitor="kid")
+
+
+def test_a_reason_within_an_epoch_ends_it_there(tmp_path):
+    class Drift(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 1:
+                raise StopTraining("drift")
+
+    _, result = run_small(tmp_path, callbacks=[Drift()])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert result.history == [] and result.stopped_early and all(path.exists() for path in result.paths.values())
+    assert (record["status"], record["stop_reason"], record["steps_done"]) == ("stopped", "drift", 2)
 
 
 def test_what_cannot_work_is_explained(tmp_path):

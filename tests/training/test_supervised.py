@@ -84,7 +84,7 @@ def test_learns_and_leaves_models_log_record_previews_and_events(tmp_path):
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["status"] == "finished" and record["settings"]["optimizer"]["clip_norm"] == 1.0
     assert record["versions"]["backend"] == keras.config.backend() and len(record["data"]["training"]) == 64
-    assert record["model"]["start"] != record["model"]["end"]
+    assert record["model"]["start"] != record["end"]
     loaded = keras.saving.load_model(result.last_path, safe_mode=True)
     x = Blobs(5)[0][0]
     np.testing.assert_allclose(keras.ops.convert_to_numpy(loaded(x)), keras.ops.convert_to_numpy(model(x)), atol=1e-6)
