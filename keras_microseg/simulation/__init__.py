@@ -1,5 +1,7 @@
 """Particles, layouts and micrographs with exactly known truth."""
 
+from keras_microseg.simulation.masks import MaskSettings, Particles, SimulatedMask, simulate_mask
+from keras_microseg.simulation.outlines import OutlineSet, clean_outlines, read_outlines
 from keras_microseg.simulation.particles import SHAPES, Shapes, draw_shapes, shapes_from_masks
 from keras_microseg.simulation.placement import Layout, PlacementSettings, Raster, lognormal_diameters, place, rasterize
 from keras_microseg.simulation.render import PRESETS, Micrograph, simulate_micrograph
@@ -8,14 +10,21 @@ __all__ = [
     "PRESETS",
     "SHAPES",
     "Layout",
+    "MaskSettings",
     "Micrograph",
+    "OutlineSet",
+    "Particles",
     "PlacementSettings",
     "Raster",
     "Shapes",
+    "SimulatedMask",
+    "clean_outlines",
     "draw_shapes",
     "lognormal_diameters",
     "place",
     "rasterize",
+    "read_outlines",
     "shapes_from_masks",
+    "simulate_mask",
     "simulate_micrograph",
 ]

@@ -187,7 +187,8 @@ def shapes_from_masks(masks: Sequence[np.ndarray], names: Sequence[str] | None =
     """Radial profiles of single-particle outlines.
 
     Each mask holds one particle (holes are filled; of several components the largest is taken). The profile is the
-    largest distance from the centre of mass in each direction, which is exact for star-shaped particles.
+    largest distance from the centre of mass in each direction, which is exact for star-shaped particles; the steps of
+    the pixels are smoothed.
 
     Args:
         masks: 2-D arrays, true or > half of their maximum inside the particle.
@@ -209,18 +210,29 @@ def shapes_from_masks(masks: Sequence[np.ndarray], names: Sequence[str] | None =
         largest = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
         if largest[0].any() or largest[-1].any() or largest[:, 0].any() or largest[:, -1].any():
             raise UserError(f"{name}: the particle touches the frame, so its outline is cut. Leave it out.")
-        y, x = np.nonzero(largest)
-        dy, dx = y - y.mean(), x - x.mean()
-        distance = np.hypot(dy, dx) + 0.5  # pixel centre -> pixel edge
-        sector = np.rint(np.arctan2(dy, dx) / (2 * np.pi) * 120).astype(int) % 120
-        reach = np.zeros(120)
-        np.maximum.at(reach, sector, distance)
-        known = np.flatnonzero(reach)
-        reach = np.interp(np.arange(120), known, reach[known], period=120)
-        profiles.append(np.interp(np.arange(ANGLES) / 3, np.arange(120), reach, period=120))
+        profiles.append(_radial_profile(largest))
     if not profiles:
         raise UserError("No outline masks were given.")
     return _equal_area(np.array(profiles), "outline")
+
+
+def _radial_profile(mask: np.ndarray, step: float = 0.25) -> np.ndarray:
+    """(ANGLES,) distance, px, of the outermost point of a mask on rays from its centre of mass."""
+    y, x = np.nonzero(mask)
+    centre_y, centre_x = y.mean(), x.mean()
+    soft = ndimage.gaussian_filter(
+        np.pad(mask, 4)[y.min() : y.max() + 9, x.min() : x.max() + 9].astype(np.float32), 0.7
+    )
+    distance = np.arange(0, np.hypot(y - centre_y, x - centre_x).max() + 3, step)
+    rows = centre_y - y.min() + 4 + np.sin(_THETA)[:, None] * distance
+    columns = centre_x - x.min() + 4 + np.cos(_THETA)[:, None] * distance
+    grey = ndimage.map_coordinates(soft, [rows, columns], order=1)
+    is_inside = grey >= 0.5
+    last = len(distance) - 1 - np.argmax(is_inside[:, ::-1], axis=1)
+    last = np.where(is_inside.any(axis=1), last, 0)
+    index = np.arange(ANGLES)
+    here, beyond = grey[index, last], grey[index, np.minimum(last + 1, len(distance) - 1)]
+    return distance[last] + step * np.clip((here - 0.5) / np.maximum(here - beyond, 1e-6), 0, 1)
 
 
 def edge_coordinate(

@@ -30,7 +30,8 @@ class PlacementSettings:
         touch: in `clusters`, centre distance over the sum of the radii: 1 = just touching, less = overlapping.
         cluster_size: mean number of particles per cluster.
         noise_scale: correlation length of the noise patches, in particle diameters.
-        noise_threshold: share of the area without particles in mode `noise`, 0..1.
+        noise_threshold: share of the area without particles in mode `noise` and with `patches`, 0..1.
+        patches: keep the particles of any mode only inside the patches of a noise field.
         spacing: lattice constant over mean diameter.
         jitter: standard deviation of lattice positions over the lattice constant.
         rotation: `none`, `random`, or `correlated` (neighbours share their direction).
@@ -43,6 +44,7 @@ class PlacementSettings:
     cluster_size: float = 12.0
     noise_scale: float = 5.0
     noise_threshold: float = 0.5
+    patches: bool = False
     spacing: float = 1.1
     jitter: float = 0.05
     rotation: str = "random"
@@ -188,6 +190,9 @@ def place(
         x = rng.uniform(-margin, width + margin, len(diameters))
         if settings.mode == "noise":
             y, x = _in_patches(rng, shape, float(np.median(diameters)), len(diameters), settings, margin)
+    if settings.patches and settings.mode != "noise":
+        kept = _inside_patches(rng, shape, y, x, float(np.median(diameters)), settings, margin)
+        y, x, diameters, shapes = y[kept], x[kept], diameters[kept], shapes.take(kept)
     count = len(y)
     if settings.rotation == "none":
         angle = np.zeros(count)
@@ -217,11 +222,26 @@ def _lattice(rng, shape, diameter, settings):
 def _in_patches(rng, shape, diameter, count, settings, margin):
     """Positions where a noise field is high; `noise_threshold` is the share of the area left empty."""
     pad = int(np.ceil(margin))
-    field = noise_field(rng, (shape[0] + 2 * pad, shape[1] + 2 * pad), settings.noise_scale * diameter, octaves=2)
-    accepted = np.flatnonzero(field.ravel() >= np.quantile(field, settings.noise_threshold))
+    is_patch = _patches(rng, shape, diameter, settings, pad)
+    accepted = np.flatnonzero(is_patch)
     chosen = accepted[rng.integers(0, len(accepted), count)]
-    y, x = np.unravel_index(chosen, field.shape)
+    y, x = np.unravel_index(chosen, is_patch.shape)
     return y - pad + rng.random(count), x - pad + rng.random(count)
+
+
+def _inside_patches(rng, shape, y, x, diameter, settings, margin):
+    """Indices of the positions that lie in patches."""
+    pad = int(np.ceil(margin))
+    is_patch = _patches(rng, shape, diameter, settings, pad)
+    rows = np.clip(np.floor(y).astype(int) + pad, 0, is_patch.shape[0] - 1)
+    columns = np.clip(np.floor(x).astype(int) + pad, 0, is_patch.shape[1] - 1)
+    return np.flatnonzero(is_patch[rows, columns])
+
+
+def _patches(rng, shape, diameter, settings, pad):
+    """Where a noise field over the image and `pad` pixels around it is high."""
+    field = noise_field(rng, (shape[0] + 2 * pad, shape[1] + 2 * pad), settings.noise_scale * diameter, octaves=2)
+    return field >= np.quantile(field, settings.noise_threshold)
 
 
 def _clusters(rng, shape, diameters, settings, margin):
@@ -275,6 +295,7 @@ def rasterize(
     *,
     max_overlap: float = 1.0,
     min_area: int = 6,
+    coverage: float | None = None,
 ) -> Raster:
     """Draw a layout, later particles on top.
 
@@ -286,6 +307,7 @@ def rasterize(
         shape: (height, width), px.
         max_overlap: largest covered share of a new particle, 0..1.
         min_area: smallest visible piece that keeps a label, px.
+        coverage: stop when this share of the image is covered, 0..1; None = draw the whole layout.
     """
     height, width = shape
     count = len(layout)
@@ -302,6 +324,7 @@ def rasterize(
     x0 = np.maximum(np.floor(layout.x - reach), 0).astype(int)
     x1 = np.minimum(np.ceil(layout.x + reach) + 1, width).astype(int)
     is_left_out = np.zeros(count, bool)
+    missing = np.inf if coverage is None else coverage * height * width
     for i in np.flatnonzero((y1 > y0) & (x1 > x0)):
         is_host = owner[i] == i
         if not is_host and is_left_out[owner[i]]:
@@ -316,11 +339,15 @@ def rasterize(
             columns[:, box[1]] - np.float32(layout.x[i]),
         )
         inside = u < 1
-        if is_host and max_overlap < 1:
+        if is_host and (max_overlap < 1 or coverage is not None):
             pixels = np.count_nonzero(inside)
-            if pixels == 0 or np.count_nonzero(top[box][inside]) > max_overlap * pixels:
+            covered = np.count_nonzero(top[box][inside])
+            if pixels == 0 or covered > max_overlap * pixels:
                 is_left_out[i] = True
                 continue
+            if missing < (pixels - covered) / 2:
+                break
+            missing -= pixels - covered
         top[box][inside] = owner[i] + 1
         drawn[box][inside] = i
         edge[box][inside] = u[inside]
