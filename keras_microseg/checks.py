@@ -7,6 +7,7 @@ message: the command line prints it as it stands, without a traceback.
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Callable, Collection
 from typing import Any
@@ -97,6 +98,29 @@ def standardize_tuple(value: Any, size: int, name: str, *, minimum: int | None =
             f"`{name}` must be a whole number{at_least} or a tuple of {size} of them. Received: {name}={value!r}"
         )
     return tuple(int(v) for v in values)
+
+
+_BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def parse_bytes(size: str | int | float, name: str = "max_ram") -> int:
+    """Number of bytes meant by `"4GB"`, `"500 MiB"` or a plain number of bytes; `name` stands in the error."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:e[+-]?\d+)?)\s*([kmgt]?)(i?)b?\s*", str(size).lower())
+    if match is None or not float(match[1]) or (match[3] and not match[2]):
+        raise UserError(f"`{name}` must be a number of bytes such as '4GB' or '500MB'. Received: {name}={size!r}")
+    factor = _BYTE_UNITS[match[2]]
+    if match[3]:
+        factor = 2 ** round(10 * np.log10(factor) / 3)
+    return max(1, int(float(match[1]) * factor))
+
+
+def format_bytes(size: float) -> str:
+    """A number of bytes for reading: `"4.2 GB"`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 def deprecated_argument(old: str, new: str, *, since: str, removed_in: str) -> Callable:

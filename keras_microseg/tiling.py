@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_microseg.checks import UserError, check_number, standardize_tuple
+from keras_microseg.checks import UserError, check_number, format_bytes, parse_bytes, standardize_tuple
 
 Slices = tuple[slice, ...]
 
@@ -200,6 +200,61 @@ def read_tile(array: Any, tile: Tile) -> np.ndarray:
             positions = reflected_positions(first, first + length, array.shape[axis])
             block = np.take(block, positions - region.start, axis=axis)
     return block
+
+
+@dataclasses.dataclass(frozen=True)
+class Slab:
+    """A run of planes along the first axis; all positions half-open.
+
+    Attributes:
+        read: planes to load, context included.
+        write: planes the slab owns.
+        crop: the same planes counted from the first one loaded.
+    """
+
+    read: slice
+    write: slice
+    crop: slice
+
+
+def slabs(length: int, thickness: int, halo: int = 0) -> Iterator[Slab]:
+    """Slabs of `thickness` planes that share out `length` planes, each read with up to `halo` planes of context."""
+    for start in range(0, length, thickness):
+        stop = min(start + thickness, length)
+        first = max(0, start - halo)
+        yield Slab(slice(first, min(stop + halo, length)), slice(start, stop), slice(start - first, stop - first))
+
+
+def slab_thickness(
+    shape: Sequence[int], max_ram: str | int, bytes_per_voxel: float, *, halo: int = 0, multiple_of: int = 1
+) -> int:
+    """Planes per slab for a memory budget.
+
+    Args:
+        shape: (z, y, x) of the volume.
+        max_ram: bytes, or text such as `"4GB"`.
+        bytes_per_voxel: all that is held at once for every voxel that is read (input, working copies, output).
+        halo: planes of context on both sides, held too.
+        multiple_of: the thickness is a multiple of this (chunks of the output) where the budget allows one.
+
+    Returns:
+        Thickness with `(thickness + 2 * halo) * plane * bytes_per_voxel <= max_ram`, at most the planes there are.
+
+    Raises:
+        UserError: not even one plane fits; the message says how much is needed.
+    """
+    budget = parse_bytes(max_ram)
+    plane = math.prod(shape[1:]) * bytes_per_voxel
+    fitting = int(budget // plane) - 2 * halo
+    if shape[0] * plane <= budget:
+        return shape[0]
+    if fitting < 1:
+        needed = format_bytes(plane * (1 + 2 * halo) * 1.01)
+        raise UserError(
+            f"`max_ram` is too small for planes of {shape[1]} x {shape[2]} voxels. Received: max_ram={max_ram!r}. "
+            f"Use at least {needed}."
+        )
+    return fitting // multiple_of * multiple_of or fitting
 
 
 def reflected_positions(start: int, stop: int, length: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_microseg.checks import FileError, UserError, check_number
 from keras_microseg.image import LazyArray, normalize_unit
-from keras_microseg.io import files, metadata, sources
+from keras_microseg.io import files, hdf5, metadata, sources
 
 _SIGNATURES = {
     b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"\x89PNG\r\n\x1a\n": "PNG",
@@ -227,13 +227,11 @@ def _open_hdf5(path: str, *, series: int, dataset: str | None) -> Opened:
             file.visititems(lambda name, item: names.append(name) if _is_picture(item, h5py.Dataset) else None)
         elif dataset in file and isinstance(file[dataset], h5py.Dataset):
             names = [dataset]
+        if len(names) > 1:
+            names = hdf5.default_datasets(file, names) or names
         name = _only(names, dataset, path)
         array = file[name]
-        found = metadata.HeaderFacts()
-        size = array.attrs.get("element_size_um")
-        if size is not None and np.ndim(size) == 1 and len(size) in (2, 3):
-            found.add_size(size, "um", f"HDF5 attribute element_size_um of {name}")
-        found.facts["dataset"] = name
+        found = hdf5.facts(file, array)
         return Opened(sources.Hdf5Dataset(path, name, array.shape, array.dtype), guess_axes(array.shape, path), found)
 
 

@@ -29,6 +29,7 @@ def open_image(
     pixel_size: PixelSize | str | Sequence[float] | None = None,
     axes: str | None = None,
     raw_palette: bool = False,
+    keep_inverted: bool = False,
 ) -> Image:
     """Open an image without reading its pixels.
 
@@ -46,6 +47,7 @@ def open_image(
         pixel_size: size to use instead of what the header says, for example `"1.2nm"`.
         axes: one letter per stored axis (out of `TZYXC`) instead of what the header says or the shape suggests.
         raw_palette: give the stored indices of a palette (label images).
+        keep_inverted: give values stored with 0 as white as they are stored (volumes, where numbers matter).
 
     Returns:
         An `Image` with lazy data; `metadata` holds `format`, instrument facts and `warnings`.
@@ -63,7 +65,9 @@ def open_image(
         _canonical_axes(opened, path)
         _check_type(opened, path)
         _resolve_palette(opened, raw_palette)
-        if opened.white_is_zero and opened.data.dtype.kind in "ub":
+        if opened.white_is_zero and keep_inverted:
+            opened.found.facts["inverted"] = "no: the header calls 0 white, the values are as stored"
+        elif opened.white_is_zero and opened.data.dtype.kind in "ub":
             opened.data = sources.Inverted(opened.data)
             opened.found.facts["inverted"] = "stored with 0 as white"
     shape = dict(zip(opened.axes, opened.data.shape, strict=False))

@@ -326,6 +326,16 @@ class Transposed(LazyArray):
         return np.transpose(array.squeeze(dropped), [int(rank) for rank in ranks])
 
 
+class AddedAxis(LazyArray):
+    """A picture as a volume of one slice."""
+
+    def __init__(self, source: LazyArray):
+        self.source, self.shape, self.dtype = source, (1, *source.shape), source.dtype
+
+    def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
+        return self.source[block[1:]][np.newaxis][block[:1]]
+
+
 class LookedUp(LazyArray):
     """Indices replaced by the entries of a table: palettes.
 
