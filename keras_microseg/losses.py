@@ -202,6 +202,76 @@ class InstanceMapsLoss(keras.losses.Loss):
         return {**super().get_config(), **own}
 
 
+@_register
+class FocalClassLoss(keras.losses.Loss):
+    """Focal loss of class maps, one per task, with class weights and a trace of label smoothing.
+
+    Per pixel and task, with p = softmax of the C logits, true class y and smoothing s:
+        `q_c = 1 - s` for c = y, else `s / (C - 1)`;  `pt = sum_c q_c p_c + s`;  `alpha_y (1 - pt)^gamma (-ln pt)`
+    The loss is the sum over tasks of the mean over pixels. Without `class_weights`, alpha is 1.
+
+    y_true: (N, H, W, T), the class number of each task; a further channel is a weight >= 0 per pixel (0 = ignore), and
+    the mean is then the weighted one over the batch. y_pred: {task: (N, H, W, C)} logits.
+
+    Args:
+        tasks: names, in the order of the channels of y_true.
+        class_weights: alpha per task and class, see `data.frame_pairs.class_weights`.
+        gamma: >= 0; 0 is weighted cross-entropy.
+        smoothing: s.
+        name, reduction, kwargs: see `keras.losses.Loss`.
+
+    Reference: Lin et al. (2017), arXiv:1708.02002; the constants are those of MultiTaskDeltaNet.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str] = ("A1", "A2"),
+        class_weights: Mapping[str, Sequence[float]] | None = None,
+        gamma: float = 2.0,
+        smoothing: float = 1e-5,
+        name: str = "focal_class_loss",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.tasks = tuple(tasks)
+        self.class_weights = {task: [float(w) for w in values] for task, values in (class_weights or {}).items()}
+        for task in self.class_weights:
+            check_choice("class_weights", task, self.tasks)
+        self.gamma = float(check_number("gamma", gamma, minimum=0))
+        self.smoothing = float(check_number("smoothing", smoothing, minimum=0, maximum=0.5))
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """(N,) loss per image."""
+        count = len(self.tasks)
+        total = sum(self._term(task, y_true[..., i], y_pred[task]) for i, task in enumerate(self.tasks))
+        if y_true.shape[-1] > count:
+            weight = y_true[..., count]
+            return ops.sum(total * weight, axis=(1, 2)) / ops.maximum(ops.mean(ops.sum(weight, axis=(1, 2))), 1.0)
+        return ops.mean(total, axis=(1, 2))
+
+    def _term(self, task: str, y: Any, logits: Any) -> Any:
+        """(N, H, W) loss per pixel."""
+        classes, s = logits.shape[-1], self.smoothing
+        true = ops.one_hot(ops.cast(y, "int32"), classes, dtype=logits.dtype)
+        shifted = logits - ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
+        scale = ops.sum(ops.exp(shifted), axis=-1)
+        p = ops.sum(true * ops.exp(shifted), axis=-1) / scale
+        pt = p * (1 - s - s / (classes - 1)) + s / (classes - 1) + s
+        # pt exceeds 1 by up to s; the power of a negative number would not be finite
+        loss = ops.power(ops.maximum(1 - pt, 1e-12), self.gamma) * -ops.log(ops.maximum(pt, 1e-30))
+        alpha = self.class_weights.get(task)
+        return loss if alpha is None else loss * ops.sum(true * ops.convert_to_tensor(alpha, logits.dtype), axis=-1)
+
+    def get_config(self) -> dict:
+        own = {
+            "tasks": list(self.tasks),
+            "class_weights": self.class_weights,
+            "gamma": self.gamma,
+            "smoothing": self.smoothing,
+        }
+        return {**super().get_config(), **own}
+
+
 def _spatial_axes(x: Any) -> tuple[int, ...]:
     return tuple(range(1, len(x.shape) - 1))
 
