@@ -1,16 +1,22 @@
-"""Grey values: contrast limits, stretching to 0..1, colour to grey, inversion. The same at training and inference."""
+"""Grey values: contrast limits, stretching to 0..1, colour to grey, inversion. The same at training and inference.
+
+For volumes: statistics in one or two passes over slabs, and normalization that travels with a model.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from keras_microseg.checks import UserError, check_number
+from keras_microseg.checks import UserError, check_choice, check_number, parse_bytes
 
 SAMPLE_PIXELS = 4_000_000
+HISTOGRAM_BINS = 65_536
+NORMALIZATIONS = ("minmax", "percentile", "zscore", "fixed")
 _BAND_BYTES = 32 * 2**20
 _LARGEST = np.finfo(np.float64).max / 4  # differences of clipped values stay finite
 
@@ -112,6 +118,250 @@ def invert(array: Any, limits: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
     """Exchange dark and bright: `low + high - value`, float32. With the default limits for stretched images."""
     _check_real(array)
     return (float(limits[0]) + float(limits[1]) - np.asarray(array, np.float64)).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------ volumes
+
+
+@dataclasses.dataclass(frozen=True)
+class VolumeStatistics:
+    """Grey values of a volume in numbers; see `volume_statistics`.
+
+    Attributes:
+        count: finite voxels.
+        num_nonfinite: NaN and infinite voxels, left out of everything else.
+        mean, std: exact (population standard deviation).
+        minimum, maximum: exact; NaN without any finite voxel.
+        counts: int64 voxels per bin.
+        first: value of the first bin: the value itself for exact histograms, else the lower edge.
+        bin_width: 0 when every bin is one integer value (all further figures are exact), else the width of a bin, the
+            largest error of a percentile.
+    """
+
+    count: int
+    num_nonfinite: int
+    mean: float
+    std: float
+    minimum: float
+    maximum: float
+    counts: np.ndarray
+    first: float
+    bin_width: float
+
+    @property
+    def is_exact(self) -> bool:
+        """True when the bins are the integer values themselves."""
+        return self.bin_width == 0
+
+    @property
+    def centres(self) -> np.ndarray:
+        """(bins,) grey value that stands for every bin."""
+        if self.is_exact:
+            return self.first + np.arange(len(self.counts), dtype=np.float64)
+        return self.first + self.bin_width * (np.arange(len(self.counts)) + 0.5)
+
+    def percentile(self, percent: float) -> float:
+        """Grey value below which `percent` of the finite voxels lie, as `numpy.percentile` (linear interpolation).
+
+        Exact for integers of at most 16 bits; otherwise off by at most `bin_width`.
+        """
+        check_number("percent", percent, minimum=0, maximum=100)
+        if self.count == 0:
+            return math.nan
+        if percent in (0, 100):
+            return self.minimum if percent == 0 else self.maximum
+        cumulative = np.cumsum(self.counts)
+        rank = (self.count - 1) * percent / 100
+        if self.is_exact:
+            low, high = (
+                np.searchsorted(cumulative, edge, side="right") for edge in (math.floor(rank), math.ceil(rank))
+            )
+            return float(self.first + low + (high - low) * (rank - math.floor(rank)))
+        place = int(np.searchsorted(cumulative, rank, side="right"))
+        inside = (rank - (cumulative[place] - self.counts[place]) + 0.5) / self.counts[place]
+        value = self.first + self.bin_width * (place + min(inside, 1.0))
+        return float(min(max(value, self.minimum), self.maximum))
+
+    def grouped(self, num_bins: int) -> tuple[np.ndarray, np.ndarray]:
+        """`(counts, centres)` from the smallest to the largest value in at most about `num_bins` bins."""
+        counts, centres = self.counts, self.centres
+        if self.is_exact:
+            used = np.flatnonzero(counts)
+            counts, centres = counts[used[0] : used[-1] + 1], centres[used[0] : used[-1] + 1]
+        group = max(1, len(counts) // num_bins)
+        padded = np.pad(counts, (0, -len(counts) % group)).reshape(-1, group).sum(axis=1)
+        step = centres[1] - centres[0] if len(centres) > 1 else 0.0
+        return padded, centres[0] + step * (np.arange(len(padded)) * group + (group - 1) / 2)
+
+    def otsu(self, num_bins: int | None = None) -> float:
+        """Otsu's threshold: maximizes w0 w1 (m0 - m1)^2 over the histogram; object = greater.
+
+        Args:
+            num_bins: group the histogram first; None = all bins. 256 for floats is what scikit-image does.
+
+        Reference: Otsu (1979), IEEE Trans. SMC 9, 62.
+        """
+        if not self.minimum < self.maximum:
+            return self.minimum
+        counts, centres = self.grouped(num_bins or len(self.counts))
+        counts = counts.astype(np.float64)
+        below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
+        mean_below = np.cumsum(counts * centres) / np.maximum(below, 1)
+        mean_above = (np.cumsum((counts * centres)[::-1]) / np.maximum(above[::-1], 1))[::-1]
+        between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
+        return float(centres[int(np.argmax(between))])
+
+    def multi_otsu(self, classes: int) -> tuple[float, ...]:
+        """`classes - 1` rising thresholds that minimize the variance within the classes (histogram of 256 bins)."""
+        from skimage import filters
+
+        check_number("classes", classes, minimum=2, maximum=5, integer=True)
+        counts, centres = self.grouped(256)
+        if np.count_nonzero(counts) < classes:
+            raise UserError(f"`classes` must not exceed the number of grey values. Received: classes={classes}")
+        return tuple(float(t) for t in filters.threshold_multiotsu(classes=classes, hist=(counts, centres)))
+
+
+def volume_statistics(
+    array: Any, *, region: np.ndarray | None = None, max_ram: str | int = "256MB"
+) -> VolumeStatistics:
+    """Statistics and a histogram of a volume that need not fit in memory.
+
+    Integers of at most 16 bits: one pass, one bin per value, everything exact. Other types: two passes, 65,536 equal
+    bins from the smallest to the largest value.
+
+    Args:
+        array: real numbers or booleans, NumPy or lazy; read in bands along the first axis.
+        region: (y, x) booleans; only these columns count.
+        max_ram: bytes to work with.
+    """
+    _check_real(array)
+    dtype = np.dtype(array.dtype)
+    rows = max(1, parse_bytes(max_ram) // max(1, math.prod(array.shape[1:]) * (dtype.itemsize + 25)))
+    if dtype.kind == "b" or (dtype.kind in "ui" and dtype.itemsize <= 2):
+        first = 0 if dtype.kind == "b" else int(np.iinfo(dtype).min)
+        counts = np.zeros(2 if dtype.kind == "b" else 2 ** (8 * dtype.itemsize), np.int64)
+        for band in _selected(array, region, rows):
+            shifted = band.astype(np.int32) - first if first else band
+            counts += np.bincount(shifted.astype(np.intp, copy=False), minlength=len(counts))
+        values = first + np.arange(len(counts), dtype=np.float64)
+        count = int(counts.sum())
+        if count == 0:
+            return VolumeStatistics(0, 0, math.nan, math.nan, math.nan, math.nan, counts, first, 0.0)
+        mean = float(np.dot(counts, values) / count)
+        std = math.sqrt(max(0.0, float(np.dot(counts, (values - mean) ** 2)) / count))
+        used = np.flatnonzero(counts)
+        low, high = float(values[used[0]]), float(values[used[-1]])
+        return VolumeStatistics(count, 0, mean, std, low, high, counts, first, 0.0)
+    return _statistics_in_bins(array, region, rows)
+
+
+def _statistics_in_bins(array: Any, region: np.ndarray | None, rows: int) -> VolumeStatistics:
+    count = seen = 0
+    mean = squares = 0.0
+    low, high = math.inf, -math.inf
+    for band in _selected(array, region, rows):
+        seen += band.size
+        values = _finite(band)
+        if not values.size:
+            continue
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        band_mean = float(values.mean())
+        band_squares = float(np.dot(values - band_mean, values - band_mean))
+        total = count + values.size  # Chan, Golub and LeVeque: exact merging of means and squares
+        shift = band_mean - mean
+        mean += shift * values.size / total
+        squares += band_squares + shift**2 * count * values.size / total
+        count = total
+    counts = np.zeros(HISTOGRAM_BINS, np.int64)
+    if count == 0:
+        return VolumeStatistics(0, seen, math.nan, math.nan, math.nan, math.nan, counts, math.nan, math.nan)
+    width = (high - low) / HISTOGRAM_BINS or 1.0
+    for band in _selected(array, region, rows):
+        places = np.minimum(((_finite(band) - low) / width).astype(np.intp), HISTOGRAM_BINS - 1)
+        counts += np.bincount(places, minlength=HISTOGRAM_BINS)
+    return VolumeStatistics(count, seen - count, mean, math.sqrt(squares / count), low, high, counts, low, width)
+
+
+def _selected(array: Any, region: np.ndarray | None, rows: int) -> Iterator[np.ndarray]:
+    """Flat values of bands of `rows` planes, inside `region`."""
+    for start in range(0, array.shape[0], rows):
+        band = np.asarray(array[start : start + rows])
+        yield band.ravel() if region is None else band[:, region].ravel()
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+    """Linear grey value scaling that is stored with a model and used again at prediction.
+
+    `(value - low) / (high - low)`; `percentile` and `fixed` clip to 0..1. Values that are not finite become 0.
+
+    Attributes:
+        mode: `minmax` (0..1, unclipped), `percentile`, `zscore` (`low` = mean, `high` = mean + standard deviation),
+            `fixed`.
+        low, high: grey values that become 0 and 1.
+    """
+
+    mode: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, NORMALIZATIONS)
+
+    @classmethod
+    def fit(
+        cls,
+        source: Any,
+        mode: str = "percentile",
+        *,
+        lower: float = 0.1,
+        upper: float = 99.9,
+        limits: tuple[float, float] | None = None,
+        max_ram: str | int = "256MB",
+    ) -> Normalizer:
+        """Scaling for a volume.
+
+        Args:
+            source: the volume, NumPy or lazy, or its `VolumeStatistics`.
+            mode: one of `NORMALIZATIONS`.
+            lower, upper: percentages of mode `percentile`.
+            limits: `(low, high)` of mode `fixed`.
+            max_ram: bytes to work with.
+        """
+        check_choice("mode", mode, NORMALIZATIONS)
+        if mode == "fixed":
+            if limits is None or not limits[0] < limits[1]:
+                raise UserError(f"`limits` must be (low, high) with low < high. Received: limits={limits}")
+            return cls(mode, float(limits[0]), float(limits[1]))
+        found = source if isinstance(source, VolumeStatistics) else volume_statistics(source, max_ram=max_ram)
+        if found.count == 0:
+            raise UserError("The volume holds no finite voxel (all are NaN or infinite). Check its reconstruction.")
+        if mode == "minmax":
+            return cls(mode, found.minimum, found.maximum)
+        if mode == "zscore":
+            return cls(mode, found.mean, found.mean + found.std)
+        low, high = found.percentile(lower), found.percentile(upper)
+        return cls(mode, low, high) if low < high else cls(mode, found.minimum, found.maximum)
+
+    def __call__(self, array: Any) -> np.ndarray:
+        """float32 of the same shape; constant volumes become 0."""
+        if self.mode in ("percentile", "fixed"):
+            return stretch(array, (self.low, self.high))
+        _check_real(array)
+        values = np.asarray(array, np.float64 if np.dtype(array.dtype).itemsize > 2 else np.float32)
+        span = self.high - self.low
+        values = (values - values.dtype.type(self.low)) / values.dtype.type(span if span > 0 else np.inf)
+        return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32, copy=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values for a model card."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Normalizer:
+        """What `to_dict` gave."""
+        return cls(str(values["mode"]), float(values["low"]), float(values["high"]))
 
 
 def _check_real(array: Any) -> None:

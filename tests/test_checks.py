@@ -10,6 +10,8 @@ from keras_microseg.checks import (
     check_choice,
     check_number,
     deprecated_argument,
+    format_bytes,
+    parse_bytes,
     standardize_tuple,
 )
 
@@ -72,3 +74,11 @@ def test_deprecated_argument():
     assert function(new=4) == 4
     with pytest.raises(UserError, match="not both"):
         function(old=1, new=2)
+
+
+def test_bytes():
+    assert parse_bytes("4GB") == 4 * 10**9 and parse_bytes("1.5 MiB") == 1.5 * 2**20 and parse_bytes(700) == 700
+    assert parse_bytes("64k") == 64_000 and format_bytes(4_200_000_000) == "4.2 GB" and format_bytes(3) == "3 B"
+    for wrong in ("much", "-3GB", "0", "3 XB", "iB"):
+        with pytest.raises(UserError, match="max_ram"):
+            parse_bytes(wrong)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_microseg.checks import UserError
-from keras_microseg.tiling import TileGrid, blending_window, read_tile, reflected_positions
+from keras_microseg.tiling import TileGrid, blending_window, read_tile, reflected_positions, slab_thickness, slabs
 
 
 @st.composite
@@ -107,3 +107,20 @@ def test_inner_tiles_read_no_more_than_their_block():
 def test_bad_sizes_are_answered_with_good_ones(tile, halo, multiple_of, message):
     with pytest.raises(UserError, match=message):
         TileGrid.cover((100, 100), tile, halo, multiple_of)
+
+
+def test_slabs_own_every_plane_once():
+    parts = list(slabs(11, 4, halo=3))
+    owned = np.concatenate([np.arange(11)[part.write] for part in parts])
+    assert owned.tolist() == list(range(11))
+    for part in parts:
+        assert np.arange(11)[part.read][part.crop].tolist() == np.arange(11)[part.write].tolist()
+    assert parts[1].read == slice(1, 11)
+
+
+def test_slab_thickness_keeps_to_the_budget():
+    assert slab_thickness((100, 10, 10), "10kB", 4, halo=2) == 21  # 25 planes of 400 bytes, 4 of them context
+    assert slab_thickness((100, 10, 10), "10kB", 4, halo=2, multiple_of=8) == 16
+    assert slab_thickness((20, 10, 10), "10kB", 4, halo=2) == 20
+    with pytest.raises(UserError, match="Use at least 2.02 kB"):
+        slab_thickness((100, 10, 10), 1900, 4, halo=2)
