@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -247,6 +248,20 @@ class RunFolder:
             self._known.add(name)
         return path
 
+    def directory(self, name: str) -> Path:
+        """A folder inside the folder for a part that keeps its own record (a training); noted as ours as a whole."""
+        path = self.path / name
+        if f"{name}/" not in self._known:
+            if path.exists() and not self.resume:
+                raise FileError(
+                    path, "exists already and is not from a run of this program.", "Choose another --out folder."
+                )
+            self.manifest["outputs"].append(f"{name}/")
+            self._known.add(f"{name}/")
+            self.save(force=True)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
     def save(self, *, force: bool = False) -> None:
         """Write the manifest, at most once a second unless `force`."""
         if force or time.monotonic() - self._written > 1.0:
@@ -331,8 +346,8 @@ class RunFolder:
 
     def _take_up(self) -> None:
         self.manifest = read_json(self.path / MANIFEST)
-        earlier = read_json(self.path / SETTINGS)
-        asked = {"command": self.command, **plain(_lasting(self.settings))}
+        earlier = _flat(read_json(self.path / SETTINGS))
+        asked = _flat({"command": self.command, **plain(_lasting(self.settings))})
         changed = [
             f"{key}={earlier.get(key)!r} -> {value!r}" for key, value in asked.items() if earlier.get(key) != value
         ]
@@ -348,9 +363,12 @@ class RunFolder:
         root = self.path.resolve()
         for name in [*earlier.get("outputs", []), SETTINGS, MANIFEST]:
             path = self.path / name
-            if root in path.resolve().parents and path.is_file():
+            if root in path.resolve().parents and path.exists():
                 try:
-                    path.unlink()
+                    if name.endswith("/"):
+                        shutil.rmtree(path)
+                    elif path.is_file():
+                        path.unlink()
                 except OSError as error:
                     raise FileError(
                         path, f"cannot be replaced ({error.strerror}).", "Close the program using it."
@@ -465,6 +483,14 @@ def _lasting(settings: Any) -> dict[str, Any]:
         for field in dataclasses.fields(settings)
         if field.metadata.get("lasting", True)
     }
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Settings within settings as "part.name"."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+    return flat
 
 
 def _safe(name: str) -> str:

@@ -181,3 +181,28 @@ def test_a_run_that_fails_after_results_keeps_them(inputs):
     with pytest.raises(UserError, match="cannot go on"):
         run_steps(RunFolder(inputs / "out", Settings(), command="d"), [Step("double", double), Step("fail", fail)])
     assert (inputs / "out/numbers/a.txt").exists() and (inputs / "out/manifest.json").exists()
+
+
+def test_a_directory_goes_with_the_run(inputs):
+    def train(folder):
+        (folder.directory("training") / "weights.txt").write_text("1")
+
+    def run(**options):
+        return run_steps(RunFolder(inputs / "out", Settings(), command="d", **options), [Step("train", train)])
+
+    run()
+    run(resume=True)
+    assert (inputs / "out/training/weights.txt").exists()
+    (inputs / "out/training/old.txt").write_text("")
+    run(overwrite=True)
+    assert not (inputs / "out/training/old.txt").exists()
+
+
+def test_a_changed_setting_inside_a_part_is_named(inputs):
+    @dataclasses.dataclass(frozen=True)
+    class Whole:
+        part: Settings = Settings()
+
+    run_steps(RunFolder(inputs / "out", Whole(), command="d"), [])
+    with pytest.raises(FileError, match=r"part\.factor=2 -> 5\)"):
+        RunFolder(inputs / "out", Whole(Settings(5)), command="d", resume=True)
