@@ -105,9 +105,7 @@ class FrameStore:
         """Memory of all frames and masks, bytes."""
         return sum(array.nbytes for array in (*self.images, *self.codes))
 
-    def pair_probabilities(
-        self, partners: Mapping[str, float] | None = None, balance: float = 1.0
-    ) -> list[np.ndarray]:
+    def pair_probabilities(self, partners: Mapping[str, float] | None = None, balance: float = 1.0) -> list[np.ndarray]:
         """(N, N) probability of every ordered pair (first, second) of every video; they sum to 1.
 
         Args:
@@ -157,9 +155,7 @@ class FrameStore:
     def frame_shares(self) -> dict[str, np.ndarray]:
         """Shares of background and foreground among the pixels of all frames: task -> (2,)."""
         pixels = sum(code.size for code in self.codes)
-        found = {
-            task: sum(int((code >> bit & 1).sum()) for code in self.codes) for bit, task in enumerate(self.tasks)
-        }
+        found = {task: sum(int((code >> bit & 1).sum()) for code in self.codes) for bit, task in enumerate(self.tasks)}
         return {task: np.array([1 - n / pixels, n / pixels]) for task, n in found.items()}
 
     def fingerprint(self) -> str:
@@ -176,9 +172,7 @@ def class_weights(shares: Mapping[str, np.ndarray], power: float = 1.0) -> dict[
     A class that does not occur gets the weight 0.
     """
     check_number("power", power, minimum=0, maximum=2)
-    return {
-        task: [float(share**-power) if share > 0 else 0.0 for share in values] for task, values in shares.items()
-    }
+    return {task: [float(share**-power) if share > 0 else 0.0 for share in values] for task, values in shares.items()}
 
 
 class _Frames(SeededDataset):

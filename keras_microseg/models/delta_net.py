@@ -192,17 +192,21 @@ class PairNetwork:
         """Features -> (n, h, w, 2 k): their share in the first convolution of all heads, as first and second frame."""
         return self._project(np.ascontiguousarray(features, np.float32))
 
-    def compare(self, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
-        """Projected frames -> {task: (n, H, W, 4)}, see `layers.pairs.ReadMasks`.
-
-        Args:
-            first, second: (n, h, w, 2 k) each; a batch of one is compared with every frame of the other.
-        """
+    def join(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Input of `read` for projected frames (..., h, w, 2 k); their leading axes broadcast."""
         k = self.channels
         joined = first[..., :k] + second[..., k:]
         if self.settings.fusion == "symmetric":
             joined = np.concatenate([joined, second[..., :k] + first[..., k:]], axis=-1)
+        return joined
+
+    def read(self, joined: np.ndarray) -> dict[str, np.ndarray]:
+        """(n, h, w, ...) of `join` -> {task: (n, H, W, 4)}, see `layers.pairs.ReadMasks`."""
         return self._compare(np.ascontiguousarray(joined))
+
+    def compare(self, first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
+        """`read(join(first, second))` for projected frames (n, h, w, 2 k); one frame may be compared with many."""
+        return self.read(self.join(first, second))
 
 
 _BRANCH = ("enc", "bottom", "up", "dec")

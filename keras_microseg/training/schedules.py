@@ -33,7 +33,9 @@ class OptimizerSettings:
         factor: see `schedule`.
         decay_epochs: see `schedule`.
         plateau_patience: see `schedule`.
+        by_epoch: "linear" falls from epoch to epoch instead of from step to step.
         weight_decay: decoupled, for every weight but vectors (biases, normalization); None = the optimizer's default.
+        decay_all: decay vectors too, as PyTorch does.
         clip_norm: largest norm of all gradients together; None = no limit.
         options: further arguments of the optimizer, such as {"beta_2": 0.99}.
     """
@@ -50,6 +52,8 @@ class OptimizerSettings:
     clip_norm: float | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     decay_start: float = 0.5
+    by_epoch: bool = False
+    decay_all: bool = False
 
     def __post_init__(self) -> None:
         check_choice("schedule", self.schedule, SCHEDULES)
@@ -70,7 +74,8 @@ class OptimizerSettings:
             return schedules.CosineDecay(start, max(total - warmup, 1), alpha=self.final_factor, **rise)
         if self.schedule == "linear":
             start = int(self.decay_start * epochs) * steps_per_epoch
-            return LinearDecay(self.learning_rate, start, total, self.final_factor)
+            every = steps_per_epoch if self.by_epoch else 1
+            return LinearDecay(self.learning_rate, start, total, self.final_factor, every)
         if self.schedule == "steps" and self.decay_epochs:
             boundaries = [round(epoch * steps_per_epoch) for epoch in self.decay_epochs]
             values = [self.learning_rate * self.factor**i for i in range(len(boundaries) + 1)]
@@ -86,7 +91,7 @@ class OptimizerSettings:
                 config[key] = value
         cls = keras.optimizers.get(self.name).__class__
         optimizer = cls(**config)
-        if optimizer.weight_decay:
+        if optimizer.weight_decay and not self.decay_all:
             optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
         optimizer.build(variables)
         return optimizer
@@ -96,18 +101,23 @@ class OptimizerSettings:
 class LinearDecay(keras.optimizers.schedules.LearningRateSchedule):
     """`learning_rate` until step `start`, then a straight line to `final_factor * learning_rate` at step `stop`.
 
-    At the first step of epoch e this is lr (1 - (e - e0) / (E - e0)) for `final_factor` 0, as CycleGAN decays.
+    At the first step of epoch e this is lr (1 - (e - e0) / (E - e0)) for `final_factor` 0, as CycleGAN decays; with
+    `every` = steps per epoch it stays so for the whole epoch.
     """
 
-    def __init__(self, learning_rate: float, start: int, stop: int, final_factor: float = 0.0):
+    def __init__(self, learning_rate: float, start: int, stop: int, final_factor: float = 0.0, every: int = 1):
         self.learning_rate, self.start, self.stop, self.final_factor = learning_rate, start, stop, final_factor
+        self.every = every
 
     def __call__(self, step: Any) -> Any:
-        passed = (keras.ops.cast(step, "float32") - self.start) / max(self.stop - self.start, 1)
+        step = keras.ops.cast(step, "float32")
+        if self.every > 1:
+            step = keras.ops.floor((step + 0.5) / self.every) * self.every
+        passed = (step - self.start) / max(self.stop - self.start, 1)
         return self.learning_rate * (1 - (1 - self.final_factor) * keras.ops.clip(passed, 0.0, 1.0))
 
     def get_config(self) -> dict[str, Any]:
-        names = ("learning_rate", "start", "stop", "final_factor")
+        names = ("learning_rate", "start", "stop", "final_factor", "every")
         return {name: getattr(self, name) for name in names}
 
 

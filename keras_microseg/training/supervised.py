@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def train(
     out_dir: str | Path,
     validation_data: Any = None,
     metrics: Sequence[keras.metrics.Metric] = (),
+    scorers: Sequence[Callable[[keras.Model, int], Mapping[str, float]]] = (),
     optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008  (frozen)
     steps_per_epoch: int | None = None,
     seed: int = 0,
@@ -90,6 +91,8 @@ def train(
         out_dir: folder of the run.
         validation_data: like `train_data`; evaluated after each epoch, always the same batches.
         metrics: `keras.metrics.Metric` objects, logged as NAME and val_NAME.
+        scorers: after each epoch, before the callbacks: `scorer(model, epoch) -> {name: number}`, epochs from 0. The
+            numbers join the logs and `log.csv`, and may be monitored.
         optimizer: optimizer and learning rate.
         steps_per_epoch: batches per epoch; None = the length of `train_data`. Longer passes go on in the next epoch.
         seed: of the order of batches and of dropout: the model's seed generators and, on PyTorch, the global generator.
@@ -128,6 +131,7 @@ def train(
         model,
         loss,
         list(metrics),
+        list(scorers),
         optimizer,
         Monitor(monitor, monitor_mode),
         validation_data,
@@ -209,6 +213,7 @@ class _Run:
         original: keras.Model,
         loss: keras.losses.Loss,
         metrics: list[keras.metrics.Metric],
+        scorers: list[Callable],
         optimizer: OptimizerSettings,
         best: Monitor,
         validation_data: Any,
@@ -220,6 +225,7 @@ class _Run:
         card: Mapping[str, Any] | None,
     ):
         self.model, self.original, self.loss, self.metrics = model, original, loss, metrics
+        self.scorers = scorers
         self.settings, self.best, self.validation_data = optimizer, best, validation_data
         self.workers, self.out_dir, self.card = workers, out_dir, dict(card or {})
         self.mean_loss = keras.metrics.Mean(name="loss")
@@ -264,12 +270,15 @@ class _Run:
         return logs
 
     def score(self, epoch: int) -> dict[str, float]:
-        if self.validation_data is None:
-            return {}
-        self.begin_epoch()
-        for _, batch in batches(self.validation_data, 0, len(self.validation_data), None, self.workers):
-            self._compiled_test(*_check_pair(batch))
-        return {f"val_{name}": value for name, value in self._results().items()}
+        logs: dict[str, float] = {}
+        if self.validation_data is not None:
+            self.begin_epoch()
+            for _, batch in batches(self.validation_data, 0, len(self.validation_data), None, self.workers):
+                self._compiled_test(*_check_pair(batch))
+            logs = {f"val_{name}": value for name, value in self._results().items()}
+        for scorer in self.scorers:
+            logs |= {name: float(value) for name, value in scorer(self.model, epoch).items()}
+        return logs
 
     def rates(self) -> dict[str, float]:
         return {"learning_rate": float(self.optimizer.learning_rate)}
