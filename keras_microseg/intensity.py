@@ -135,7 +135,7 @@ class VolumeStatistics:
         counts: int64 voxels per bin.
         first: value of the first bin: the value itself for exact histograms, else the lower edge.
         bin_width: 0 when every bin is one integer value (all further figures are exact), else the width of a bin, the
-            largest error of a percentile.
+            scale of the error of percentiles and thresholds.
     """
 
     count: int
@@ -163,7 +163,7 @@ class VolumeStatistics:
     def percentile(self, percent: float) -> float:
         """Grey value below which `percent` of the finite voxels lie, as `numpy.percentile` (linear interpolation).
 
-        Exact for integers of at most 16 bits; otherwise off by at most `bin_width`.
+        Exact for exact histograms; otherwise off by at most half a `bin_width`.
         """
         check_number("percent", percent, minimum=0, maximum=100)
         if self.count == 0:
@@ -172,14 +172,9 @@ class VolumeStatistics:
             return self.minimum if percent == 0 else self.maximum
         cumulative = np.cumsum(self.counts)
         rank = (self.count - 1) * percent / 100
-        if self.is_exact:
-            low, high = (
-                np.searchsorted(cumulative, edge, side="right") for edge in (math.floor(rank), math.ceil(rank))
-            )
-            return float(self.first + low + (high - low) * (rank - math.floor(rank)))
-        place = int(np.searchsorted(cumulative, rank, side="right"))
-        inside = (rank - (cumulative[place] - self.counts[place]) + 0.5) / self.counts[place]
-        value = self.first + self.bin_width * (place + min(inside, 1.0))
+        places = [np.searchsorted(cumulative, edge, side="right") for edge in (math.floor(rank), math.ceil(rank))]
+        low, high = self.centres[places]
+        value = low + (high - low) * (rank - math.floor(rank))
         return float(min(max(value, self.minimum), self.maximum))
 
     def grouped(self, num_bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +223,7 @@ def volume_statistics(
     """Statistics and a histogram of a volume that need not fit in memory.
 
     Integers of at most 16 bits: one pass, one bin per value, everything exact. Other types: two passes, 65,536 equal
-    bins from the smallest to the largest value.
+    bins from the smallest to the largest value (exact too for integers that span fewer values).
 
     Args:
         array: real numbers or booleans, NumPy or lazy; read in bands along the first axis.
@@ -276,11 +271,13 @@ def _statistics_in_bins(array: Any, region: np.ndarray | None, rows: int) -> Vol
     counts = np.zeros(HISTOGRAM_BINS, np.int64)
     if count == 0:
         return VolumeStatistics(0, seen, math.nan, math.nan, math.nan, math.nan, counts, math.nan, math.nan)
-    width = (high - low) / HISTOGRAM_BINS or 1.0
+    is_exact = np.dtype(array.dtype).kind in "ui" and high - low < HISTOGRAM_BINS
+    width = 1.0 if is_exact else (high - low) / HISTOGRAM_BINS or 1.0
     for band in _selected(array, region, rows):
         places = np.minimum(((_finite(band) - low) / width).astype(np.intp), HISTOGRAM_BINS - 1)
         counts += np.bincount(places, minlength=HISTOGRAM_BINS)
-    return VolumeStatistics(count, seen - count, mean, math.sqrt(squares / count), low, high, counts, low, width)
+    std = math.sqrt(squares / count)
+    return VolumeStatistics(count, seen - count, mean, std, low, high, counts, low, 0.0 if is_exact else width)
 
 
 def _selected(array: Any, region: np.ndarray | None, rows: int) -> Iterator[np.ndarray]:

@@ -1,0 +1,460 @@
+"""Tomography phantoms with exactly known labels: spheres in a matrix, packed grains, fibres.
+
+Objects are planned first (`plan_phantom`: centres, sizes, directions); voxels follow block by block. Every block equals
+the same part of the whole, noise included, so volumes of any size can be written piece by piece.
+
+The grey value across a surface is that of a reconstructed phase object: an absorption step blurred to `blur`, plus a
+fringe, the Laplacian of the blurred step, bright inside and dark outside. Noise is Gaussian with a part that grows with
+the grey value (Poisson in the limit of many counts); rings lie about the rotation axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from scipy.spatial import cKDTree
+from scipy.special import erf
+
+from keras_microseg.checks import UserError, check_choice, check_number, standardize_tuple
+
+KINDS = ("spheres", "grains", "fibres")
+_CELL = 32  # edge of the cells that noise is drawn in
+_STEPS = 64  # entries per voxel of the table of surface profiles
+Box = tuple[slice, slice, slice]
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomSettings:
+    """What a phantom looks like. Lengths in voxels, grey values as shares of full scale.
+
+    Attributes:
+        kind: `spheres`; `grains` (packed, bumpy, flattened where they touch); `fibres` (long cylinders).
+        shape: (z, y, x).
+        fraction: wanted volume share of the objects, inside the sample.
+        diameter: mean diameter (of fibres: their thickness).
+        spread: standard deviation of the diameter over its mean; cut off at `2 * spread` on both sides.
+        clustering: share of the spheres that start in contact with another one.
+        gap: least distance between surfaces; negative lets objects press into each other.
+        tilt_range: fibres: largest angle out of the y-x plane, degrees.
+        matrix, air: grey values around the objects and outside the sample.
+        contrast: grey of the objects minus that of the matrix; 0 leaves only the fringes.
+        fringe: height of the rim fringes.
+        fringe_width: distance of the fringe's peak from the surface.
+        blur: standard deviation of the blurred surface.
+        noise: standard deviation of the noise in the matrix.
+        noise_correlation: Gaussian smoothing of the noise (its strength stays).
+        poisson: share of the noise variance that grows with the grey value, 0..1.
+        rings: standard deviation of ring artefacts.
+        cupping: fall of the grey value from the edge of the field to its centre.
+        sample: side of the square sample over the smaller side of the field; None = the sample fills the field.
+        tilt: rotation of the square sample in the y-x plane, degrees.
+        dtype: `uint8`, `uint16` (grey 0..1 becomes the full range, clipped) or `float32`.
+        seed: start of all random numbers.
+    """
+
+    kind: str = "spheres"
+    shape: tuple[int, int, int] = (128, 128, 128)
+    fraction: float = 0.2
+    diameter: float = 24.0
+    spread: float = 0.05
+    clustering: float = 0.0
+    gap: float = 0.0
+    tilt_range: float = 15.0
+    matrix: float = 0.4
+    air: float = 0.25
+    contrast: float = 0.1
+    fringe: float = 0.12
+    fringe_width: float = 1.5
+    blur: float = 0.8
+    noise: float = 0.05
+    noise_correlation: float = 0.0
+    poisson: float = 0.5
+    rings: float = 0.01
+    cupping: float = 0.0
+    sample: float | None = None
+    tilt: float = 0.0
+    dtype: str = "uint16"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, KINDS)
+        check_choice("dtype", self.dtype, ("uint8", "uint16", "float32"))
+        object.__setattr__(self, "shape", standardize_tuple(self.shape, 3, "shape"))
+        check_number("fraction", self.fraction, minimum=0, maximum=0.75 if self.kind == "grains" else 0.55)
+        check_number("diameter", self.diameter, minimum=2)
+        check_number("spread", self.spread, minimum=0, maximum=0.45)
+        check_number("clustering", self.clustering, minimum=0, maximum=1)
+        check_number("tilt_range", self.tilt_range, minimum=0, maximum=90)
+        check_number("gap", self.gap, minimum=-self.diameter / 2)
+        for name in ("fringe_width", "blur"):
+            check_number(name, getattr(self, name), minimum=0.05, maximum=50)
+        for name in ("noise", "noise_correlation", "rings"):
+            check_number(name, getattr(self, name), minimum=0, maximum=10)
+        check_number("poisson", self.poisson, minimum=0, maximum=1)
+        if self.sample is not None:
+            check_number("sample", self.sample, minimum=0.05, maximum=2)
+
+
+PRESETS = {
+    "near": {"contrast": 0.12, "fringe": 0.10, "fringe_width": 1.5},
+    "far": {"contrast": 0.01, "fringe": 0.25, "fringe_width": 3.0},
+    "clean": {"contrast": 0.3, "fringe": 0.0, "noise": 0.01, "rings": 0.0},
+}
+"""Looks: `near` and `far` detector (25 and 60 mm in the glass sphere scans: at 60 mm only the rims show), `clean`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Phantom:
+    """A phantom in memory.
+
+    Attributes:
+        volume: (Z, Y, X) grey values.
+        labels: (Z, Y, X) int32, 0 = matrix: voxels whose centre lies inside an object.
+        table: one row per object that meets the volume: `label`, `z`, `y`, `x` of the centre, `diameter`, `whole`.
+        settings: as asked.
+    """
+
+    volume: np.ndarray
+    labels: np.ndarray
+    table: pd.DataFrame
+    settings: PhantomSettings
+
+
+def make_phantom(settings: PhantomSettings) -> Phantom:
+    """A whole phantom in memory."""
+    plan = plan_phantom(settings)
+    volume, labels = plan.read(tuple(slice(0, n) for n in settings.shape))
+    return Phantom(volume, labels, plan.table(), settings)
+
+
+def plan_phantom(settings: PhantomSettings) -> PhantomPlan:
+    """Choose the objects of a phantom; see `PhantomPlan.read` for their voxels."""
+    rng = np.random.default_rng(np.random.SeedSequence([settings.seed, 1]))
+    if not settings.fraction:
+        return PhantomPlan(settings, np.zeros((0, 3)), np.zeros(0), np.zeros((0, 3)), None)
+    if settings.kind == "fibres":
+        centres, radii, directions = _place_fibres(settings, rng)
+    else:
+        centres, radii = _place_spheres(settings, rng)
+        directions = np.zeros_like(centres)
+    bumps = None
+    if settings.kind == "grains":
+        normals = rng.standard_normal((len(radii), 6, 3))
+        bumps = normals / np.linalg.norm(normals, axis=2, keepdims=True) * rng.uniform(0.5, 1.5, (len(radii), 6, 1))
+    return PhantomPlan(settings, centres, radii, directions, bumps)
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomPlan:
+    """The objects of a phantom.
+
+    Attributes:
+        settings: as asked.
+        centres: (N, 3) z, y, x of the objects, voxels.
+        radii: (N,).
+        directions: (N, 3) unit vectors along fibres, zero for others.
+        bumps: (N, 6, 3) bump directions of grains, or None.
+    """
+
+    settings: PhantomSettings
+    centres: np.ndarray
+    radii: np.ndarray
+    directions: np.ndarray
+    bumps: np.ndarray | None
+
+    def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        """`(grey values, int32 labels)` of one block (a slice without step per axis)."""
+        labels, grey = self._objects(box)
+        self._add_field(box, grey)
+        self._add_noise(box, grey)
+        scale = {"uint8": 255, "uint16": 65535}.get(self.settings.dtype)
+        if scale is None:
+            return grey, labels
+        np.clip(grey, 0, 1, out=grey)
+        grey *= scale
+        return np.rint(grey, out=grey).astype(self.settings.dtype), labels
+
+    def read_labels(self, box: Box) -> np.ndarray:
+        """The labels of one block alone."""
+        return self._objects(box)[0]
+
+    def table(self) -> pd.DataFrame:
+        """Objects that meet the volume; `whole`: not cut by its border."""
+        last = np.array(self.settings.shape) - 1
+        low, high = self._bounds(np.zeros(3), last, 0.0)
+        meets, whole = ((high >= 0) & (low <= last)).all(axis=1), ((low >= 0) & (high <= last)).all(axis=1)
+        values = {"label": np.arange(1, len(self.radii) + 1)}
+        values.update(zip("zyx", self.centres.T, strict=True))
+        values.update(diameter=2 * self.radii, whole=whole)
+        return pd.DataFrame(values)[meets].reset_index(drop=True)
+
+    def _bounds(self, low: np.ndarray, high: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 3) lowest and highest position of every object inside a box grown by `margin` (of fibres: their part)."""
+        bump = 1.25 if self.bumps is not None else 1.0
+        reach = (self.radii * bump + margin)[:, None]
+        if self.settings.kind != "fibres":
+            return self.centres - reach, self.centres + reach
+        slope = np.where(np.abs(self.directions) < 1e-9, 1e-9, self.directions)
+        ends = np.stack([(low - reach - self.centres) / slope, (high + reach - self.centres) / slope])
+        enter, leave = ends.min(axis=0).max(axis=1), ends.max(axis=0).min(axis=1)
+        points = self.centres + self.directions * np.stack([enter, leave])[:, :, None]
+        missed = np.where(enter > leave, np.inf, 0)[:, None]
+        return points.min(axis=0) - reach + missed, points.max(axis=0) + reach - missed
+
+    def _objects(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
+        settings = self.settings
+        shape = tuple(part.stop - part.start for part in box)
+        start = np.array([part.start for part in box])
+        labels, grey = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        margin = 4 * max(settings.blur, settings.fringe_width if settings.fringe else 0)
+        profile = _profile_table(settings, margin, float(self.radii.max(initial=0)) * 1.3)
+        deepest = np.full(shape, -margin, np.float32)
+        adds = settings.kind == "spheres"  # the phases of neighbours add up; objects that overlap count once
+        low, high = self._bounds(start, start + shape, margin)
+        low = np.maximum(np.ceil(np.clip(low, -1e9, 1e9)).astype(int), start)
+        high = np.minimum(np.floor(np.clip(high, -1e9, 1e9)).astype(int) + 1, start + shape)
+        last = len(profile) - 1
+        for number in np.flatnonzero((low < high).all(axis=1)):
+            window = tuple(slice(a, b) for a, b in zip(low[number] - start, high[number] - start, strict=True))
+            depth = self._depth(number, low[number], high[number])
+            if adds:
+                place = ((depth + margin) * _STEPS).astype(np.int32)
+                grey[window] += profile[np.clip(place, 0, last, out=place)]
+            deeper = depth > deepest[window]
+            deepest[window][deeper] = depth[deeper]
+            labels[window][deeper & (depth >= 0)] = number + 1
+        if adds:
+            np.minimum(grey, settings.contrast + settings.fringe, out=grey)
+        else:
+            grey = profile[((deepest + margin) * _STEPS).astype(np.int32).clip(0, last)]
+        sample = self._sample(box)
+        if sample is not None:
+            outside = sample < 0
+            labels[np.broadcast_to(outside, shape)] = 0
+            edge = _surface(
+                sample, settings.blur, settings.fringe_width, settings.matrix - settings.air, settings.fringe
+            )
+            grey = np.where(outside, 0, grey) + settings.air + edge
+        else:
+            grey += settings.matrix
+        return labels, grey.astype(np.float32, copy=False)
+
+    def _depth(self, number: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Distance inside the surface of one object (negative outside), float32, in a window."""
+        z, y, x = (
+            (np.arange(a, b) - c).astype(np.float32).reshape([-1 if axis == k else 1 for k in range(3)])
+            for axis, (a, b, c) in enumerate(zip(low, high, self.centres[number], strict=True))
+        )
+        square = z * z + y * y + x * x
+        radius = np.float32(self.radii[number])
+        direction = self.directions[number].astype(np.float32)
+        if direction.any():
+            along = z * direction[0] + y * direction[1] + x * direction[2]
+            square -= along * along
+            np.maximum(square, 0, out=square)
+        distance = np.sqrt(square, out=square)
+        if self.bumps is None:
+            return radius - distance
+        shape = np.zeros_like(distance)
+        for normal in self.bumps[number].astype(np.float32):
+            facing = (z * normal[0] + y * normal[1] + x * normal[2]) / np.maximum(distance, 1e-3)
+            shape += facing * facing
+        # the sum over 6 directions of cos^2 has the mean 2.17 (a third of the mean squared length)
+        return radius * (1 + 0.12 * (shape - np.float32(2.1667))).clip(0.8, 1.25) - distance
+
+    def _sample(self, box: Box) -> np.ndarray | None:
+        """(1, Y, X) depth inside the square sample, or None."""
+        if self.settings.sample is None:
+            return None
+        _, height, width = self.settings.shape
+        y = np.arange(box[1].start, box[1].stop)[:, None] - (height - 1) / 2
+        x = np.arange(box[2].start, box[2].stop) - (width - 1) / 2
+        angle = math.radians(self.settings.tilt)
+        u, v = y * math.cos(angle) - x * math.sin(angle), y * math.sin(angle) + x * math.cos(angle)
+        half = self.settings.sample * min(height, width) / 2
+        return (half - np.maximum(np.abs(u), np.abs(v)))[None].astype(np.float32)
+
+    def _add_field(self, box: Box, grey: np.ndarray) -> None:
+        """Rings and cupping."""
+        settings = self.settings
+        if not settings.rings and not settings.cupping:
+            return
+        _, height, width = settings.shape
+        y = np.arange(box[1].start, box[1].stop)[:, None] - (height - 1) / 2
+        x = np.arange(box[2].start, box[2].stop) - (width - 1) / 2
+        radius = np.hypot(y, x)
+        farthest = math.hypot(height, width) / 2
+        if settings.cupping:
+            grey += (settings.cupping * ((radius / farthest) ** 2 - 1)).astype(np.float32)
+        if settings.rings:
+            count = int(farthest) + 2
+            place = radius.astype(np.intp)
+            lasting = _rings(np.random.default_rng(np.random.SeedSequence([settings.seed, 2])), count)
+            for plane, z in zip(grey, range(box[0].start, box[0].stop), strict=True):
+                own = _rings(np.random.default_rng(np.random.SeedSequence([settings.seed, 3, z])), count)
+                plane += (settings.rings * (0.8 * lasting + 0.6 * own)).astype(np.float32)[place]
+
+    def _add_noise(self, box: Box, grey: np.ndarray) -> None:
+        settings = self.settings
+        if not settings.noise:
+            return
+        sigma = settings.noise_correlation
+        margin = math.ceil(4 * sigma)
+        noise = _white_noise(settings.seed, tuple(slice(p.start - margin, p.stop + margin) for p in box))
+        if margin:
+            inner = tuple(slice(margin, -margin) for _ in box)
+            noise = ndimage.gaussian_filter(noise, sigma)[inner] * _smoothing_gain(sigma)
+        if settings.poisson:
+            share = np.clip(grey * np.float32(settings.poisson / max(settings.matrix, 1e-3)), 0, None)
+            noise *= np.sqrt(share + np.float32(1 - settings.poisson))
+        noise *= np.float32(settings.noise)
+        grey += noise
+
+
+def _surface(depth: np.ndarray, blur: float, width: float, contrast: float, fringe: float) -> np.ndarray:
+    """Grey value across a surface: blurred step of height `contrast`, and fringe with extremes +-`fringe`."""
+    step = 0.5 * contrast * (1 + erf(depth / (blur * math.sqrt(2))))
+    return step + fringe * (depth / width) * np.exp(0.5 * (1 - (depth / width) ** 2))
+
+
+def _profile_table(settings: PhantomSettings, margin: float, deepest: float) -> np.ndarray:
+    depth = np.arange(int((margin + deepest) * _STEPS) + 1) / _STEPS - margin
+    table = _surface(depth, settings.blur, settings.fringe_width, settings.contrast, settings.fringe)
+    table[0] = 0.0
+    return table.astype(np.float32)
+
+
+def _rings(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Ring strength per radius, variance about 1: faint everywhere, strong in some places."""
+    strong = rng.standard_normal(count) * (rng.random(count) < 0.06) * 3.5
+    return 0.5 * rng.standard_normal(count) + strong
+
+
+def _smoothing_gain(sigma: float) -> np.float32:
+    """Standard deviation of white noise over that of the same noise after a 3D Gaussian filter."""
+    kernel = np.zeros(8 * math.ceil(sigma) + 3)
+    kernel[len(kernel) // 2] = 1
+    return np.float32((ndimage.gaussian_filter1d(kernel, sigma) ** 2).sum() ** -1.5)
+
+
+def _white_noise(seed: int, box: Sequence[slice]) -> np.ndarray:
+    """Standard normal float32 that depends on the position only: drawn per cell, each with a seed of its own."""
+    out = np.empty([part.stop - part.start for part in box], np.float32)
+    ranges = [range(part.start // _CELL, (part.stop - 1) // _CELL + 1) for part in box]
+    for index in np.ndindex(*(len(r) for r in ranges)):
+        cell = [r[i] for r, i in zip(ranges, index, strict=True)]
+        entropy = [seed, 4, *(c + 2**20 for c in cell)]  # cells before the origin count too
+        values = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy))).standard_normal(
+            (_CELL,) * 3, dtype=np.float32
+        )
+        source, target = [], []
+        for part, c in zip(box, cell, strict=True):
+            low, high = max(part.start, c * _CELL), min(part.stop, (c + 1) * _CELL)
+            source.append(slice(low - c * _CELL, high - c * _CELL))
+            target.append(slice(low - part.start, high - part.start))
+        out[tuple(target)] = values[tuple(source)]
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------- placement
+
+
+def _draw_radii(settings: PhantomSettings, rng: np.random.Generator, count: int) -> np.ndarray:
+    deviation = np.clip(rng.standard_normal(count), -2, 2) * settings.spread
+    return settings.diameter / 2 * (1 + deviation)
+
+
+def _place_spheres(settings: PhantomSettings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and radii: random, then pushed apart until no two are closer than `gap`.
+
+    The arrangement repeats beyond the volume, so objects cut by its border continue on the other side (as objects of
+    their own) and the volume share is the wanted one up to the rounding of their number.
+    """
+    widest = settings.diameter * (1 + 2 * settings.spread)
+    period = np.maximum(np.array(settings.shape, float), 2.2 * widest)
+    gap, wanted = settings.gap, settings.fraction
+    if settings.kind == "grains":  # packed grains press flat against each other; what overlaps counts once
+        gap, wanted = gap - 0.1 * settings.diameter, 1.08 * wanted
+    volume = math.pi / 6 * settings.diameter**3 * (1 + 3 * settings.spread**2)
+    count = max(1, round(wanted * float(np.prod(period)) / volume))
+    radii = _draw_radii(settings, rng, count)
+    centres = rng.uniform(0, period, (count, 3))
+    for number in range(1, count):
+        if rng.random() < settings.clustering:
+            host = int(rng.integers(number))
+            direction = rng.standard_normal(3)
+            direction *= (radii[host] + radii[number] + gap) / np.linalg.norm(direction)
+            centres[number] = centres[host] + direction
+    reach, overlap = 2 * radii.max() + gap, np.zeros(0)
+    for _ in range(600):
+        centres %= period
+        centres[centres >= period] = 0  # rounding
+        first, second = cKDTree(centres, boxsize=period).query_pairs(reach, output_type="ndarray").T
+        apart = centres[second] - centres[first]
+        apart -= period * np.rint(apart / period)
+        distance = np.linalg.norm(apart, axis=1)
+        overlap = radii[first] + radii[second] + gap - distance
+        close = overlap > 0
+        if overlap.max(initial=0) < 0.01:
+            break
+        step = apart[close] / np.maximum(distance[close], 1e-6)[:, None] * (0.5 * overlap[close] + 0.003)[:, None]
+        for axis in range(3):
+            centres[:, axis] += np.bincount(second[close], step[:, axis], count)
+            centres[:, axis] -= np.bincount(first[close], step[:, axis], count)
+    if overlap.max(initial=0) > 0.05 * settings.diameter:
+        raise UserError(
+            f"No room for {settings.fraction:.0%} of {settings.kind} of diameter {settings.diameter:g}. "
+            f"Received: fraction={settings.fraction}, gap={settings.gap}. Lower one of them."
+        )
+    centres, radii = _with_images(centres, radii, period, np.array(settings.shape), 1.25 * widest / 2)
+    if settings.sample is not None:
+        inside = _inside_sample(settings, centres, radii)
+        centres, radii = centres[inside], radii[inside]
+    return centres, radii
+
+
+def _with_images(
+    centres: np.ndarray, radii: np.ndarray, period: np.ndarray, shape: np.ndarray, reach: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The objects and those of their periodic images that come near the volume."""
+    all_centres, all_radii = [], []
+    for shift in np.ndindex(3, 3, 3):
+        moved = centres + (np.array(shift) - 1) * period
+        near = ((moved > -reach - 8) & (moved < shape + reach + 8)).all(axis=1)
+        all_centres.append(moved[near])
+        all_radii.append(radii[near])
+    return np.concatenate(all_centres), np.concatenate(all_radii)
+
+
+def _inside_sample(settings: PhantomSettings, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    _, height, width = settings.shape
+    angle = math.radians(settings.tilt)
+    y, x = centres[:, 1] - (height - 1) / 2, centres[:, 2] - (width - 1) / 2
+    u, v = y * math.cos(angle) - x * math.sin(angle), y * math.sin(angle) + x * math.cos(angle)
+    return np.maximum(np.abs(u), np.abs(v)) + radii < settings.sample * min(height, width) / 2
+
+
+def _place_fibres(settings: PhantomSettings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Straight cylinders through random points; those that cross share the voxels by depth."""
+    shape = np.array(settings.shape, float)
+    reach = np.linalg.norm(shape) / 2 + settings.diameter
+    # lines through a sphere around the volume: isotropic in position; the share they cover adds up as 1 - exp(-n v)
+    volume = math.pi * settings.diameter**2 / 4 * (1 + settings.spread**2)
+    density = -math.log(1 - settings.fraction)
+    count = max(1, round(density * math.pi * reach**2 / volume))
+    radii = _draw_radii(settings, rng, count)
+    azimuth = rng.uniform(0, 2 * math.pi, count)
+    rise = np.radians(rng.uniform(-settings.tilt_range, settings.tilt_range, count))
+    directions = np.stack([np.sin(rise), np.cos(rise) * np.sin(azimuth), np.cos(rise) * np.cos(azimuth)], axis=1)
+    helper = np.where(np.abs(directions[:, :1]) < 0.9, [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]])
+    across = np.cross(directions, helper)
+    across /= np.linalg.norm(across, axis=1, keepdims=True)
+    other = np.cross(directions, across)
+    distance, turn = reach * np.sqrt(rng.random(count)), rng.uniform(0, 2 * math.pi, count)
+    offset = (across * np.cos(turn)[:, None] + other * np.sin(turn)[:, None]) * distance[:, None]
+    return (shape - 1) / 2 + offset, radii, directions
