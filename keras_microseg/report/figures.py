@@ -86,7 +86,7 @@ def size_distribution_figure(
             fontsize=9,
         )
     cumulative.set_xlabel(f"{quantity} in {unit_text(distribution.unit)}")
-    _style(density, cumulative, log=log)
+    style_axes(density, cumulative, log=log)
     cumulative.set_xlim(limits)
     return figure
 
@@ -141,7 +141,8 @@ def _thin(xs: np.ndarray, ys: np.ndarray, limit: int = 2000) -> tuple[np.ndarray
     return xs[keep], ys[keep]
 
 
-def _style(*axes: mpl.axes.Axes, log: bool) -> None:
+def style_axes(*axes: mpl.axes.Axes, log: bool = False) -> None:
+    """The look of our figures: few lines, colours of the page; `log` for the last axes' x."""
     for ax in axes:
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
