@@ -257,7 +257,7 @@ def train(
         "layers_from_initial": len(copied),
         "made": {**run_facts(), "at": now()},
     }
-    score = VideoScores(card, held, settings.selection) if held else None
+    score = VideoScores(card, held, settings.selection, visible=settings.weigh_valid) if held else None
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SETTINGS, {**plain(settings), "card": card})
     result = supervised.train(
@@ -295,10 +295,14 @@ class VideoScores:
         card: of the model.
         videos: labelled, in memory.
         selection: see `TrainSettings`.
+        visible: only the visible region is predicted; what a network says elsewhere that was not trained there is void.
     """
 
-    def __init__(self, card: Mapping[str, Any], videos: Sequence[FrameSeries], selection: str = "masks"):
+    def __init__(
+        self, card: Mapping[str, Any], videos: Sequence[FrameSeries], selection: str = "masks", visible: bool = False
+    ):
         self.card, self.videos, self.selection = dict(card), list(videos), selection
+        self.visible = visible
         self._predictor: Any = None
 
     def __call__(self, model: Any, epoch: int) -> dict[str, float]:
@@ -312,7 +316,8 @@ class VideoScores:
         scores = {}
         for video in self.videos:
             if self.selection == "masks":
-                found = predict_series(self._predictor, video, ModeSettings.published()).masks
+                settings = dataclasses.replace(ModeSettings.published(), visible=self.visible)
+                found = predict_series(self._predictor, video, settings).masks
                 matrices = {task: frame_matrices(video.read_masks(task), m).sum(axis=0) for task, m in found.items()}
             else:
                 matrices = count_changes(self._predictor, video)
