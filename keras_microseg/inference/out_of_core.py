@@ -10,10 +10,12 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from keras_microseg.image import Image
+from keras_microseg.inference.agreement import measure_stability
 from keras_microseg.inference.block_labels import BLOCK, HALO, decode_large
 from keras_microseg.inference.prediction import Progress, choose_tile, count_batches, predict_maps
 from keras_microseg.inference.scale import diameter_of_areas
@@ -46,6 +48,7 @@ def segment_large(
     min_area: float | None = None,
     flips: bool | int = False,
     info_bar: bool = True,
+    quality: bool = False,
     block: int = BLOCK,
     halo: int = HALO,
     progress: Progress | None = None,
@@ -108,6 +111,11 @@ def segment_large(
     for path in ("maps.dat", "done.dat", "key.json", "small.dat"):
         (folder / path).unlink(missing_ok=True)
     clock.note("labels")
+    stability = None
+    if quality:
+        above = _Rows(labels, grey.shape[0])
+        stability = measure_stability(above, prepared.relabel(scale, min_area, settings.threshold))
+        clock.note("quality")
     found = diameter_of_areas(areas)
     logger.info("%s: %d particles, scale %.3g, %.0f s.", image.name, np.count_nonzero(areas), scale, clock.total)
     return SegmentationResult(
@@ -117,8 +125,19 @@ def segment_large(
         polarity=polarity_of(*(np.concatenate(values) for values in zip(*samples, strict=True))),
         threshold=settings.threshold,
         info_bar_row=bar,
+        stability=stability,
         seconds=clock.seconds,
     )
+
+
+class _Rows:
+    """The first rows of an array, read by windows."""
+
+    def __init__(self, array: Any, rows: int):
+        self.array, self.shape, self.dtype = array, (rows, array.shape[1]), array.dtype
+
+    def __getitem__(self, key: Slices) -> np.ndarray:
+        return self.array[key]
 
 
 class _ForegroundView:

@@ -15,6 +15,7 @@ from scipy import ndimage
 from keras_microseg import backend, io
 from keras_microseg.checks import FileError, UserError, check_choice, check_number
 from keras_microseg.image import Image
+from keras_microseg.inference.agreement import Relabel, Stability, measure_stability
 from keras_microseg.inference.prediction import Predictor, predict_maps
 from keras_microseg.inference.scale import (
     Look,
@@ -53,6 +54,7 @@ class SegmentationResult:
         threshold: foreground probability used.
         info_bar_row: first row of the info bar, None when there is none.
         maps: (H', W', C) float32 maps at the working scale, when asked for.
+        stability: how well the particles are found again at other scales, when asked for.
         seconds: wall time per step.
     """
 
@@ -63,6 +65,7 @@ class SegmentationResult:
     threshold: float
     info_bar_row: int | None
     maps: np.ndarray | None = None
+    stability: Stability | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -119,6 +122,7 @@ class Segmenter:
         info_bar: bool = True,
         fine: bool = True,
         return_maps: bool = False,
+        quality: bool = False,
     ) -> SegmentationResult:
         """Label the particles of one 2D image in memory (`segment_large` takes images beyond it).
 
@@ -135,6 +139,7 @@ class Segmenter:
             fine: where the working scale is half the image's or less, add small particles seen at finer scales only,
                 see `add_small_particles`.
             return_maps: keep the maps in the result.
+            quality: segment again at a smaller and a larger scale and say how far the results agree, see `agreement`.
 
         Raises:
             UserError: arguments out of range, or an image that is not 2D.
@@ -159,6 +164,10 @@ class Segmenter:
         labels = np.zeros(image.spatial_shape[-2:], np.int32)
         labels[: len(found)] = found
         clock.note("fine")
+        stability = None
+        if quality:
+            stability = measure_stability(found, prepared.relabel(scale, min_area, threshold))
+            clock.note("quality")
         logger.info("%s: %d particles, scale %.3g, %.2f s.", image.name, found.max(initial=0), scale, clock.total)
         return SegmentationResult(
             labels=labels,
@@ -168,6 +177,7 @@ class Segmenter:
             threshold=settings.threshold,
             info_bar_row=bar,
             maps=maps if return_maps else None,
+            stability=stability,
             seconds=clock.seconds,
         )
 
@@ -226,6 +236,10 @@ class Prepared:
 
     def input_view(self, scale: float) -> Any:
         """The image at a scale, stretched to 0..1: NumPy when the image is, lazy when it is lazy."""
+        view = self._stretched(scale)
+        return view[:, :] if isinstance(self.grey, np.ndarray) else view
+
+    def _stretched(self, scale: float) -> StretchedView:
         array = self.grey if scale == 1 else ScaledView(self.grey, scale)
         if isinstance(self.grey, np.ndarray):
             array = np.asarray(array[:, :])
@@ -235,13 +249,32 @@ class Prepared:
             trials = [StretchedView(array, limits, inverted) for inverted in (False, True)]
             self._inverted = _second_is_better(*(self._probe(t)[..., self.segmenter.foreground] for t in trials))
         view.inverted = bool(self._inverted)
-        return view[:, :] if isinstance(self.grey, np.ndarray) else view
+        return view
 
     def maps(self, scale: float) -> np.ndarray:
         """float32 maps of the whole image at a scale, in the steps of `quantize` (the same in memory and on disk)."""
-        if scale not in self._maps:
-            self._maps[scale] = self._predict(self.input_view(scale)[:, :])
-        return self._maps[scale]
+        key = round(scale, 9)
+        if key not in self._maps:
+            self._maps[key] = self._predict(self.input_view(scale)[:, :])
+        return self._maps[key]
+
+    def relabel(self, scale: float, min_area: float | None, threshold: float | str | None) -> Relabel:
+        """What `agreement.measure_stability` calls to segment a window again at a multiple of `scale`."""
+        whole = self._stretched(scale)  # its limits hold for every window
+        foreground = self.segmenter.foreground
+
+        def relabel(window: tuple[slice, slice], factor: float) -> np.ndarray:
+            shape = tuple(part.stop - part.start for part in window)
+            if shape == tuple(self.grey.shape) and isinstance(self.grey, np.ndarray):
+                maps = self.maps(scale * factor)
+            else:
+                view = ScaledView(self.grey[window], scale * factor)
+                maps = self._predict(StretchedView(view, whole.limits, whole.inverted)[:, :])
+            settings = self.segmenter.settings(scale * factor, min_area, threshold, maps[..., foreground])
+            small = labels_from_maps(maps, self.segmenter.predictor.outputs, settings)
+            return labels_at_full_size(small, maps[..., foreground], settings.threshold, shape)
+
+        return relabel
 
     def look_at(self, scale: float) -> Look:
         """What the model finds at a scale; large images are judged by four windows."""

@@ -234,3 +234,23 @@ def test_labels_between_scales():
     parts = np.block([[labels_at_full_size(labels, foreground, 0.5, (8, 8), w) for w in row] for row in windows])
     np.testing.assert_array_equal(parts, big)
     np.testing.assert_array_equal(labels_at_full_size(big, (big > 0) * 1.0, 0.5, (2, 2))[1], [2, 2])
+
+
+def test_quality_of_clear_and_of_buried_particles(segmenter):
+    image, truth = discs((180, 200), 9)
+    clear = segmenter.segment(image, scale=1.0, quality=True).stability
+    np.testing.assert_array_equal(clear.ids, np.arange(1, truth.max() + 1))
+    assert clear.f1 > 0.9 and clear.particles.min() > 0.6
+    noise = np.random.default_rng(1).normal(0, 20, image.shape)
+    buried = segmenter.segment((image * 0.3 + 90 + noise).clip(0, 255), scale=1.0, quality=True)
+    assert buried.stability.f1 < clear.f1 - 0.1
+    assert segmenter.segment(image, scale=1.0).stability is None
+
+
+def test_quality_of_large_images_is_that_of_small_ones(segmenter, tmp_path):
+    image, _ = discs((240, 200), 9)
+    small = segmenter.segment(image, scale=1.0, quality=True).stability
+    large = segment_large(segmenter, Image(image, "YX"), tmp_path, scale=1.0, quality=True, block=96).stability
+    np.testing.assert_array_equal(small.ids, large.ids)
+    # windows keep the contrast limits of the working scale, whole images take those of every scale
+    np.testing.assert_allclose(small.particles, large.particles, atol=0.02)
