@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from keras_microseg import __version__
-from keras_microseg.cli import commands
+from keras_microseg.cli import commands, sem
 from keras_microseg.cli.shared import Group
 
 app = typer.Typer(
@@ -47,3 +47,4 @@ def _common(
 
 
 app.registered_commands += commands.app.registered_commands
+app.add_typer(sem.app, name="sem")

@@ -108,6 +108,28 @@ class SimulatedMicrographs(SeededDataset):
         return image[..., None], instance_maps(micrograph.labels, self.outputs)
 
 
+class Mixture(SeededDataset):
+    """Samples of several datasets at random.
+
+    Args:
+        parts: (dataset, its share of the samples); all give samples of one shape.
+        num_batches, batch_size, seed, kwargs: see `SeededDataset`.
+    """
+
+    def __init__(
+        self, parts: Sequence[tuple[SeededDataset, float]], num_batches: int, batch_size: int, seed: int, **kwargs
+    ):
+        super().__init__(num_batches, batch_size, seed, **kwargs)
+        self.parts = [part for part, share in parts if check_number("parts", share, minimum=0)]
+        shares = np.array([share for _, share in parts if share], float)
+        if not self.parts:
+            raise UserError("A mixture needs a part with a share above zero.")
+        self._shares = shares / shares.sum()
+
+    def sample(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        return self.parts[rng.choice(len(self.parts), p=self._shares)].sample(rng)
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """An image file and its label (or mask) file."""

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from skimage.transform import resize
 
 from keras_microseg import io
 from keras_microseg.checks import UserError, check_choice, check_number, standardize_tuple
 from keras_microseg.data.datasets import SeededDataset
 from keras_microseg.image import Image
 from keras_microseg.intensity import percentile_limits, stretch
-from keras_microseg.segmentation.labeling import cut_touching, threshold_value
+from keras_microseg.segmentation.labeling import threshold_value
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,13 @@ class Micrograph:
         name: for messages.
         grey: (H, W) array of any real type, without the info bar.
         limits: grey values that become 0 and 1.
-        foreground: (H, W) bool, roughly where particles are; None = not looked for.
+        foreground: (H, W) bool, roughly where particles are.
     """
 
     name: str
     grey: np.ndarray
     limits: tuple[float, float]
-    foreground: np.ndarray | None = None
+    foreground: np.ndarray
 
     def tile(self, window: tuple[slice, slice]) -> np.ndarray:
         """(h, w) float32 in 0..1."""
@@ -56,7 +57,8 @@ def read_micrograph(
     info_bar: int | str | None = "auto",
     contrast: tuple[float, float] = (0.1, 99.9),
     polarity: str = "bright",
-    find_foreground: bool = True,
+    foreground: np.ndarray | None = None,
+    scale: float = 1.0,
 ) -> Micrograph:
     """Read an image for training.
 
@@ -65,7 +67,9 @@ def read_micrograph(
         info_bar: first row of the microscope's data bar, "auto" to find it, None = none.
         contrast: percentiles of the whole image that become 0 and 1.
         polarity: "bright" particles on dark ground or "dark" on bright.
-        find_foreground: estimate where particles are: Gaussian of 1 px and Li's threshold.
+        foreground: (H, W) bool or labels, where particles are (rows beyond the info bar may be missing); None = found
+            here, by a Gaussian of 1 px and Li's threshold.
+        scale: factor by which the image is enlarged.
 
     Raises:
         FileError: unreadable file.
@@ -80,29 +84,32 @@ def read_micrograph(
     limits = percentile_limits(grey, *contrast)
     if not limits[1] > limits[0]:
         raise UserError(f"{image.name}: the image has one grey value only ({limits[0]:g}). Leave it out.")
-    foreground = None
-    if find_foreground:
+    if foreground is None:
         smooth = ndimage.gaussian_filter(stretch(grey, limits), 1)
         level = threshold_value(smooth, "li")
         foreground = smooth > level if polarity == "bright" else smooth < level
+    else:
+        foreground = np.asarray(foreground)[: len(grey)] > 0
+    if foreground.shape != grey.shape:
+        raise UserError(f"{image.name}: `foreground` must be {grey.shape}. Received: {foreground.shape}")
+    if scale != 1:
+        shape = tuple(max(round(n * scale), 1) for n in grey.shape)
+        grey = resize(grey.astype(np.float32), shape, order=1, anti_aliasing=scale < 1)
+        foreground = resize(foreground, shape, order=0, anti_aliasing=False)
     return Micrograph(image.name, grey, limits, foreground)
 
 
-def mask_of(labels: np.ndarray) -> np.ndarray:
-    """(H, W) float32 of an instance-label image: 1 in particles, -1 outside and on lines between touching particles."""
-    return np.where(cut_touching(np.asarray(labels)) > 0, 1, -1).astype(np.float32)
-
-
 class UnpairedTiles(SeededDataset):
-    """Batches `(micrographs, masks)`, both (B, H, W, 1) float32 in -1..1, of unpaired tiles.
+    """Batches `(micrographs, masks)` of unpaired tiles, (B, H, W, 1) float32: micrographs in -1..1, masks 1 or -1.
 
     Args:
         micrographs: real images, of any sizes; those smaller than a tile are left out and named in the log.
-        masks: (H, W) arrays, boolean or instance labels; see `mask_of`.
+        masks: (H, W) bool, touching particles parted by lines.
         num_batches, batch_size, seed: see `SeededDataset`.
         size: (height, width) of the tiles, px.
         min_foreground: least share of particle pixels in a micrograph tile; where a few tries find none, the fullest
-            of them is taken. Needs `Micrograph.foreground`.
+            of them is taken.
+        low: value of the background in masks; 0 for comparisons by cross-entropy.
         match_coverage: choose mask tiles that cover the same share of the area as the micrograph tile.
         kwargs: further arguments of `SeededDataset`.
 
@@ -121,17 +128,19 @@ class UnpairedTiles(SeededDataset):
         size: tuple[int, int] = (192, 192),
         min_foreground: float = 0.05,
         match_coverage: bool = True,
+        low: float = -1.0,
         **kwargs,
     ):
         super().__init__(num_batches, batch_size, seed, **kwargs)
         self.size = standardize_tuple(size, 2, "size")
         self.min_foreground = check_number("min_foreground", min_foreground, minimum=0, maximum=1)
         self.match_coverage = match_coverage
+        self.low = np.float32(low)
         small = [m.name for m in micrographs if not self._fits(m.grey)]
         if small:
             log.warning("Smaller than a tile of %s px and left out: %s", self.size, ", ".join(small))
         self.micrographs = [m for m in micrographs if self._fits(m.grey)]
-        self.masks = [np.asarray(mask) for mask in masks if self._fits(mask)]
+        self.masks = [np.asarray(mask, bool) for mask in masks if self._fits(mask)]
         if not self.micrographs:
             raise UserError(f"No micrograph is as large as a tile of {self.size} px. Use a smaller tile.")
         if not self.masks:
@@ -144,13 +153,11 @@ class UnpairedTiles(SeededDataset):
         mask = self._mask_tile(rng, coverage)
         return 2 * _flip(rng, image)[..., None] - 1, _flip(rng, mask)[..., None]
 
-    def _micrograph_tile(self, rng: np.random.Generator) -> tuple[np.ndarray, float | None]:
+    def _micrograph_tile(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         best, fullest = None, -1.0
         for _ in range(_TRIES):
             micrograph = self.micrographs[rng.choice(len(self.micrographs), p=self._chances)]
             window = self._window(rng, micrograph.grey.shape)
-            if micrograph.foreground is None:
-                return micrograph.tile(window), None
             share = float(micrograph.foreground[window].mean())
             if share > fullest:
                 best, fullest = (micrograph, window), share
@@ -158,15 +165,15 @@ class UnpairedTiles(SeededDataset):
                 break
         return best[0].tile(best[1]), fullest
 
-    def _mask_tile(self, rng: np.random.Generator, coverage: float | None) -> np.ndarray:
+    def _mask_tile(self, rng: np.random.Generator, coverage: float) -> np.ndarray:
         best, error = None, np.inf
-        for _ in range(_TRIES if self.match_coverage and coverage is not None else 1):
+        for _ in range(_TRIES if self.match_coverage else 1):
             mask = self.masks[rng.integers(len(self.masks))]
             tile = mask[self._window(rng, mask.shape)]
-            off = abs(float((tile > 0).mean()) - coverage) if coverage is not None else 0.0
+            off = abs(float(tile.mean()) - coverage)
             if off < error:
                 best, error = tile, off
-        return mask_of(best) if best.dtype != bool else np.where(best, 1, -1).astype(np.float32)
+        return np.where(best, np.float32(1), self.low)
 
     def _window(self, rng: np.random.Generator, shape: Sequence[int]) -> tuple[slice, slice]:
         y, x = (int(rng.integers(n - t + 1)) for n, t in zip(shape, self.size, strict=True))

@@ -49,6 +49,11 @@ def decode_large(
         (H, W) int32 labels on disk, and the area of every label.
     """
     shape = tuple(maps.shape[:2])
+    if settings.by_shape:
+        raise UserError(
+            "A model that predicts the foreground alone separates particles by a watershed of the whole image, which "
+            "works in memory only. Use a model with instance outputs for images of this size, or cut the image."
+        )
     folder = Path(folder)
     components = DiskArray(folder / "components.dat", shape, np.int32)
     seeds = DiskArray(folder / "seeds.dat", shape, np.int32)

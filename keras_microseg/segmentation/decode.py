@@ -14,6 +14,7 @@ from keras_microseg.segmentation.labeling import (
     relabel_sequential,
     remove_small,
     seeded_watershed,
+    split_by_distance,
 )
 
 
@@ -28,6 +29,9 @@ class DecodeSettings:
         min_seed_area: smallest seed, px.
         min_area: smallest particle, px.
         fill: fill holes inside particles.
+        by_shape: separate particles by a watershed of the distance to the background instead of by maps: for networks
+            that predict the foreground alone.
+        min_distance: of the peaks of that distance, px.
     """
 
     threshold: float = 0.5
@@ -36,6 +40,8 @@ class DecodeSettings:
     min_seed_area: int = 3
     min_area: float = 10
     fill: bool = True
+    by_shape: bool = False
+    min_distance: int = 5
 
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, minimum=0, maximum=1)
@@ -90,6 +96,10 @@ def labels_from_maps(maps: np.ndarray, outputs: Sequence[str], settings: DecodeS
     """
     settings = settings or DecodeSettings()
     mask, landscape = separation_landscape(maps, outputs, settings)
+    if settings.by_shape:
+        labels = split_by_distance(mask, settings.min_distance)
+        labels = fill_holes(labels) if settings.fill else labels
+        return relabel_sequential(remove_small(labels, settings.min_area))
     seeds = find_seeds(mask, landscape, settings)
     labels = seeded_watershed(-landscape, seeds, mask, connectivity=4)
     if settings.fill:

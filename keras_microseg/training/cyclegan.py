@@ -20,9 +20,13 @@ class CycleGAN:
     Adversarial losses are least squares; cycle and identity losses are mean absolute errors. Both generators minimize
     the sum of both directions from one forward pass; then both discriminators judge real images and those of the pools.
 
+    A mask says nothing about grain, substrate and noise, so a function of the mask alone can only draw smooth pictures.
+    A `generator_b` with one input channel more than masks have gets Gaussian noise in it: fresh noise where the
+    discriminator judges the result, zeros where the result must be equal to a given micrograph (cycle, identity).
+
     Args:
         generator_a: A -> B, makes masks of micrographs.
-        generator_b: B -> A, makes micrographs of masks.
+        generator_b: B -> A, makes micrographs of masks, or of masks and noise.
         discriminator_a: judges micrographs.
         discriminator_b: judges masks.
         cycle_weight: of the there-and-back errors.
@@ -61,6 +65,7 @@ class CycleGAN:
         self.identity_weights = tuple(check_number("identity_weights", weight, minimum=0) for weight in pair)
         self.label_smoothing = check_number("label_smoothing", label_smoothing, minimum=0, maximum=1)
         self.cross_entropy = bool(cross_entropy)
+        self.uses_noise = generator_b.input_shape[-1] == generator_a.output_shape[-1] + 1
         self.optimizer = optimizer
 
     @property
@@ -71,6 +76,7 @@ class CycleGAN:
             "label_smoothing": self.label_smoothing,
             "pool_size": self.pools["a"].size,
             "cross_entropy": self.cross_entropy,
+            "uses_noise": self.uses_noise,
         }
 
     def phases(self) -> list[Phase]:
@@ -80,16 +86,22 @@ class CycleGAN:
             Phase("discriminators", discriminators, self.discriminators_loss, 1, self._pool, self.optimizer),
         ]
 
-    def generators_loss(self, a: Any, b: Any) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    def generators_loss(self, a: Any, b: Any, noise: Any = None) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """Sum of the losses of both generators; the outputs are the generated images "fake_a" and "fake_b"."""
-        to_b, to_a = self.networks["generator_a"], self.networks["generator_b"]
-        fake_b, fake_a = to_b(a, training=True), to_a(b, training=True)
+        to_b = self.networks["generator_a"]
+
+        def to_a(masks: Any, noise: Any = None) -> Any:
+            if self.uses_noise:
+                masks = ops.concatenate([masks, ops.zeros_like(masks[..., :1]) if noise is None else noise], axis=-1)
+            return self.networks["generator_b"](masks, training=True)
+
+        fake_b, fake_a = to_b(a, training=True), to_a(b, noise)
         wanted = 1 - self.label_smoothing / 2
         logs = {
             "adversarial_a": _squares(wanted, self.networks["discriminator_b"](fake_b, training=True)),
             "adversarial_b": _squares(wanted, self.networks["discriminator_a"](fake_a, training=True)),
             "cycle_a": self._mask_error(b, to_b(fake_a, training=True)),
-            "cycle_b": ops.mean(ops.abs(a - to_a(fake_b, training=True))),
+            "cycle_b": ops.mean(ops.abs(a - to_a(fake_b))),
         }
         totals = [
             logs["adversarial_a"] + self.cycle_weight * logs["cycle_a"],
@@ -99,7 +111,7 @@ class CycleGAN:
             logs["identity_a"] = self._mask_error(b, to_b(b, training=True))
             totals[0] = totals[0] + self.cycle_weight * self.identity_weights[0] * logs["identity_a"]
         if self.identity_weights[1]:
-            logs["identity_b"] = ops.mean(ops.abs(a - to_a(a, training=True)))
+            logs["identity_b"] = ops.mean(ops.abs(a - to_a(a)))
             totals[1] = totals[1] + self.cycle_weight * self.identity_weights[1] * logs["identity_b"]
         logs |= {"generator_a_loss": totals[0], "generator_b_loss": totals[1]}
         return totals[0] + totals[1], logs, {"fake_a": fake_a, "fake_b": fake_b}
@@ -121,8 +133,12 @@ class CycleGAN:
             predict: `predict(name of a network, array)`.
             a, b: micrographs and masks as in a batch, all of one size.
         """
-        fake_b, fake_a = predict("generator_a", a), predict("generator_b", b)
-        cycled_a, cycled_b = predict("generator_b", fake_b), predict("generator_a", fake_a)
+
+        def to_a(masks: np.ndarray, noise: float = 0.0) -> np.ndarray:
+            return predict("generator_b", self.with_noise(masks, np.random.default_rng(0), noise))
+
+        fake_b, fake_a = predict("generator_a", a), to_a(b, 1.0)
+        cycled_a, cycled_b = to_a(fake_b), predict("generator_a", fake_a)
         if self.cross_entropy:
             b, fake_b, cycled_b = (2 * masks - 1 for masks in (b, fake_b, cycled_b))
         rows = [*zip(a, fake_b, cycled_a, strict=True), *zip(b, fake_a, cycled_b, strict=True)]
@@ -133,13 +149,20 @@ class CycleGAN:
             return ops.mean(ops.binary_crossentropy(b, made))
         return ops.mean(ops.abs(b - made))
 
+    def with_noise(self, masks: np.ndarray, rng: np.random.Generator, scale: float = 1.0) -> np.ndarray:
+        """Input of `generator_b`: the masks, with a channel of Gaussian noise where it has one."""
+        if not self.uses_noise:
+            return masks
+        noise = np.float32(scale) * rng.standard_normal((*masks.shape[:-1], 1), np.float32)
+        return np.concatenate([masks, noise], axis=-1)
+
     def _check(self, step: Step) -> tuple[Any, ...]:
         a, b = step.batch
         if self.cross_entropy and (b.min() < 0 or b.max() > 1):
             raise UserError(
                 f"With cross_entropy=True masks must lie in 0..1. Received: a batch in {b.min():g}..{b.max():g}"
             )
-        return a, b
+        return (a, b, step.rng.standard_normal((*b.shape[:-1], 1), np.float32)) if self.uses_noise else (a, b)
 
     def _pool(self, step: Step) -> tuple[Any, ...]:
         a, b = step.batch

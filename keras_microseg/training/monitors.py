@@ -26,13 +26,24 @@ class TranslationScores:
     Args:
         micrographs: (N, H, W, 1) real tiles in -1..1; 16 or more.
         masks: (M, H, W, 1) masks in -1..1 (or 0..1 for a system with cross-entropy).
+        prepare: `prepare(masks, rng)` gives the input of the generator, as `CycleGAN.with_noise` does; None: masks.
         polarity: "bright" or "dark" particles.
         every: score each so many epochs.
     """
 
-    def __init__(self, micrographs: np.ndarray, masks: np.ndarray, *, polarity: str = "bright", every: int = 1):
+    def __init__(
+        self,
+        micrographs: np.ndarray,
+        masks: np.ndarray,
+        *,
+        prepare: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None,
+        polarity: str = "bright",
+        every: int = 1,
+    ):
         self.every = check_number("every", every, minimum=1, integer=True)
         self.masks = np.asarray(masks, np.float32)
+        rng = np.random.default_rng(0)
+        self.inputs = self.masks if prepare is None else prepare(self.masks, rng)
         self.sign = 1.0 if polarity == "bright" else -1.0
         self._real = texture_statistics(np.asarray(micrographs)[..., 0] / 2 + 0.5)
         self.reference = compare_textures(self._real, self._real).reference
@@ -40,7 +51,7 @@ class TranslationScores:
     def __call__(self, predict: Callable[[str, np.ndarray], np.ndarray], epoch: int) -> dict[str, float]:
         if (epoch + 1) % self.every:
             return {}
-        fakes = np.concatenate([predict("generator_b", self.masks[i : i + 4]) for i in range(0, len(self.masks), 4)])
+        fakes = np.concatenate([predict("generator_b", self.inputs[i : i + 4]) for i in range(0, len(self.masks), 4)])
         images = np.clip(fakes[..., 0] / 2 + 0.5, 0, 1)
         likeness = compare_textures(self._real, texture_statistics(images))
         inside = self.masks[..., 0] > (self.masks.max() + self.masks.min()) / 2
@@ -51,7 +62,7 @@ class TranslationScores:
         ]
         contrast = self.sign * float(np.mean(contrasts)) if contrasts else 0.0
         logger.info(
-            "Epoch %d: texture distance %.3g (real among themselves %.3g), variety %.2f, contrast %.2f; differ most: %s",
+            "Epoch %d: texture distance %.3g (real among themselves %.3g), variety %.2f, contrast %.2f; most apart: %s",
             epoch + 1, likeness.distance, self.reference, likeness.variety, contrast, likeness.furthest,
         )  # fmt: skip
         return {"texture_distance": likeness.distance, "variety": likeness.variety, "contrast": contrast}
