@@ -43,7 +43,7 @@ class PhantomSettings:
         tilt_range: fibres: largest angle out of the y-x plane, degrees.
         matrix, air: grey values around the objects and outside the sample.
         contrast: grey of the objects minus that of the matrix; 0 leaves only the fringes.
-        fringe: height of the rim fringes. A phase filter of strength a = 4.13 fringe fringe_width^2 / contrast undoes them.
+        fringe: height of the rim fringes. The phase filter a = 4.13 fringe fringe_width^2 / contrast undoes it.
         fringe_width: distance of the fringe's peak from the surface.
         blur: standard deviation of the blurred surface.
         noise: standard deviation of the noise in the matrix.

@@ -162,7 +162,7 @@ def test_phase_filter_turns_rims_into_filled_spheres():
     whole, _ = run(phantom.volume, phase_filter=2.0, threshold=28000)
     assert (tiled == whole).mean() > 0.9999
     smooth, _ = run(spheres(noise=0.3).volume, sigma=1.5)
-    assert dice(smooth, spheres().labels) > 0.9 > dice(run(spheres(noise=0.3).volume)[0], spheres().labels)
+    assert dice(smooth, spheres().labels) > 0.85 > dice(run(spheres(noise=0.3).volume)[0], spheres().labels)
     # lambda z (delta / beta) / (4 pi) at 27.4 keV, 60 mm, ratio 500, voxels of 0.65 um
     assert phase_filter_strength(27.4, 0.06, 500, 0.65e-6) == pytest.approx(
         4.525e-11 * 0.06 * 500 / 12.566 / 4.225e-13, rel=1e-3
