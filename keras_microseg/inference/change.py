@@ -168,12 +168,15 @@ def predict_series(
     return tally.result()
 
 
-def count_changes(predictor: ChangePredictor, series: FrameSeries, *, batch_size: int = 4) -> dict[str, np.ndarray]:
+def count_changes(
+    predictor: ChangePredictor, series: FrameSeries, *, visible: bool = False, batch_size: int = 4
+) -> dict[str, np.ndarray]:
     """(4, 4) confusion matrix per task of the change classes over all ordered pairs of a labelled video.
 
-    Row = truth 2 f + g. The single-frame baseline predicts by pairs of its masks.
+    Row = truth 2 f + g. The single-frame baseline predicts by pairs of its masks. With `visible`, nothing is predicted
+    outside the visible region of either frame.
     """
-    settings = ModeSettings.published("ensemble", batch_size=batch_size)
+    settings = dataclasses.replace(ModeSettings.published("ensemble", batch_size=batch_size), visible=visible)
     truth = {task: series.read_masks(task) for task in predictor.tasks}
     if predictor.kind == "frame_unet":
         found = predict_series(predictor, series, settings).masks
@@ -188,7 +191,8 @@ def count_changes(predictor: ChangePredictor, series: FrameSeries, *, batch_size
     for (a, first, seen), (b, _, seen_too) in zip(found, found, strict=True):  # two answers follow from every pair
         assert first == b, "both roles of one pair"
         for task, masks in truth.items():
-            votes = (2 * seen[task][..., 1] + seen_too[task][..., 1])[:height, :width].astype(np.int64)
+            f, g = (votes[task][:height, :width, 1].astype(np.int64) for votes in (seen, seen_too))
+            votes = 2 * f * valid[a] + g * valid[b] if visible else 2 * f + g
             matrices[task] += confusion_matrix(2 * masks[a].astype(np.int64) + masks[b], votes, 4)
     return matrices
 

@@ -320,7 +320,7 @@ class VideoScores:
                 found = predict_series(self._predictor, video, settings).masks
                 matrices = {task: frame_matrices(video.read_masks(task), m).sum(axis=0) for task, m in found.items()}
             else:
-                matrices = count_changes(self._predictor, video)
+                matrices = count_changes(self._predictor, video, visible=self.visible)
             for task, matrix in matrices.items():
                 scores[f"val_{task}_{video.name}"] = published_f1(matrix)
         return {"val_f1": float(np.mean(list(scores.values()))), **scores}
