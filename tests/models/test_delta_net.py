@@ -1,8 +1,8 @@
+import keras
 import numpy as np
 import pytest
 from harness import randomize, sample, to_numpy
 
-import keras
 from keras_microseg import backend
 from keras_microseg.checks import FileError, MissingPackageError, UserError
 from keras_microseg.models import delta_net as networks
