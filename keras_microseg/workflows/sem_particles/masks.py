@@ -48,8 +48,8 @@ def make_outlines(folder: RunFolder) -> None:
                 resume=True,
                 progress=folder.progress,
             )
-            if result.stop_reason:
-                warn(folder, "outlines", [f"{result.stop_reason} The outlines given are used as they are instead."])
+            if result.collapsed:
+                warn(folder, "outlines", [f"{result.collapsed} The outlines given are used as they are instead."])
                 particles = Particles.from_outlines(outlines)
             else:
                 particles = result.particles
