@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from keras_microseg.measurement.outlines import OutlineComparison, measure_outlines
 from keras_microseg.report.figures import ACCENT, SECOND
 from keras_microseg.report.html import number
-from keras_microseg.report.page import Section, write_page
+from keras_microseg.report.page import Chart, Picture, Section, Table, write_page
 from keras_microseg.simulation.outlines import OutlineSet, count_problems
 
 _TITLES = {
@@ -53,13 +53,14 @@ def write_outline_report(
             "Pictures",
             [
                 f"{len(generated)} of {drawn} generated pictures hold one whole particle; left out: "
-                f"{count_problems(generated.problems)}."
+                f"{count_problems(generated.problems)}.",
+                Picture(outline_sheet(real.masks, size=size, count=48), "Real outlines"),
+                Picture(outline_sheet(generated.masks, size=size, count=96), "Generated outlines"),
+                Picture(
+                    outline_sheet(closest.masks, size=size, count=12),
+                    "Generated outlines that come closest to a real one",
+                ),
             ],
-            {
-                "Real outlines": outline_sheet(real.masks, size=size, count=48),
-                "Generated outlines": outline_sheet(generated.masks, size=size, count=96),
-                "Generated outlines that come closest to a real one": outline_sheet(closest.masks, size=size, count=12),
-            },
         ),
         Section(
             "Shapes",
@@ -68,9 +69,9 @@ def write_outline_report(
                 "Kolmogorov-Smirnov test is not small; with few real outlines small differences stay unseen.",
                 "fourier_n is the amplitude of n waves around the outline over its mean radius: 2 = elongated, "
                 "3 = triangular, and so on.",
+                Chart(distribution_figure(real, generated), "Cumulative distributions"),
+                Table(_table(comparison), "Wasserstein distances are in standard deviations of the real outlines."),
             ],
-            charts={"Cumulative distributions": distribution_figure(real, generated)},
-            tables={"Wasserstein distances are in standard deviations of the real outlines.": _table(comparison)},
         ),
         Section(
             "Copies and variety",
@@ -78,27 +79,28 @@ def write_outline_report(
                 "For every generated outline the most similar real one (IoU, mirror images and turns allowed), beside "
                 "the most similar other real outline of each real one. If generated outlines were nearer to real ones "
                 "than those are to each other, the network would have learned them by heart.",
+                Chart(neighbour_figure(comparison), "Nearest neighbours"),
             ],
-            charts={"Nearest neighbours": neighbour_figure(comparison)},
         ),
     ]
     if any("diversity" in row for row in history):
-        sections.append(Section("Training", charts={"Training": training_figure(history)}))
+        sections.append(Section("Training", [Chart(training_figure(history), "Training")]))
+    if settings:
+        sections.append(Section("Settings", [Table(settings)]))
     facts = comparison.facts()
     write_page(
         path,
         "Generated outlines",
         sections,
         subtitle=f"{len(real)} real outlines, {drawn} generated",
-        cards=[
-            (number(facts["distance"], 3), f"distance of all shape quantities; {number(facts['reference'], 3)} between "
-             "halves of the real outlines"),
-            (number(facts["diversity"], 2), "variety over that of the real outlines"),
-            (f"{100 * facts['copies']:.1f} %", "copies of real outlines"),
-            (f"{100 * len(generated) / drawn:.0f} %", "of the generated pictures are usable"),
-        ],
+        cards={
+            f"distance of all shape quantities; {number(facts['reference'], 3)} between halves of the real outlines":
+                number(facts["distance"], 3),
+            "variety over that of the real outlines": number(facts["diversity"], 2),
+            "copies of real outlines": f"{100 * facts['copies']:.1f} %",
+            "of the generated pictures are usable": f"{100 * len(generated) / drawn:.0f} %",
+        },
         warnings=warnings,
-        settings=settings,
     )  # fmt: skip
 
 
