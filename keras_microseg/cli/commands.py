@@ -34,6 +34,7 @@ app = typer.Typer()
         "keras-microseg segment IMAGES --out RESULT",
         "keras-microseg segment a.tif b.tif --out RESULT --method classical",
         "keras-microseg segment IMAGES --out RESULT --pixel-size 1.2nm --min-diameter 5nm",
+        "keras-microseg segment IMAGES --out RESULT --quality",
         "keras-microseg segment IMAGES --out RESULT --resume",
     )
 )
@@ -57,6 +58,9 @@ def segment(
     exclude_border: Annotated[
         bool, typer.Option("--exclude-border", help="Leave out particles cut by the image edge.")
     ] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Also estimate how far the result can be trusted: about twice the time.")
+    ] = False,
     unit: Unit = None,
     backend: Backend = None,
     resume: Resume = False,
@@ -71,7 +75,8 @@ def segment(
         results = segment_images.segment(
             images, out, method=method, model=model, pixel_size=pixel_size, info_bar=parse_row(info_bar),
             polarity=polarity, diameter=diameter, min_diameter=min_diameter, flips=flips,
-            exclude_border=exclude_border, unit=unit, resume=resume, overwrite=overwrite, progress=progress,
+            exclude_border=exclude_border, unit=unit, quality=quality, resume=resume, overwrite=overwrite,
+            progress=progress,
         )  # fmt: skip
     finish(results)
 

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from keras_microseg.checks import UserError
 from keras_microseg.inference.scale import STEP
+from keras_microseg.inference.views import ScaledView
 from keras_microseg.metrics import instance
 from keras_microseg.segmentation.stitching import blocks
 
@@ -132,6 +133,25 @@ def compare_runs(labels: np.ndarray, others: Sequence[np.ndarray]) -> Stability:
         return others[int(number)][window]
 
     return measure_stability(labels, relabel, factors=range(len(others)), block=max(labels.shape))
+
+
+def rescaled_runs(
+    labels: np.ndarray,
+    grey: np.ndarray,
+    segment: Callable[[np.ndarray, float], np.ndarray],
+    factors: Sequence[float] = FACTORS,
+) -> Stability:
+    """Stability of any method under a change of scale of the image.
+
+    Args:
+        labels: (H, W) int labels of the image as it is.
+        grey: (H, W) grey values.
+        segment: `(image, factor) -> labels`, given the enlarged or reduced image.
+        factors: scales.
+    """
+    grey = np.asarray(grey, np.float32)
+    others = [nearest_labels(segment(ScaledView(grey, factor)[:, :], factor), labels.shape) for factor in factors]
+    return compare_runs(labels, others)
 
 
 def nearest_labels(labels: np.ndarray, shape: Sequence[int]) -> np.ndarray:

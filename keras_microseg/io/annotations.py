@@ -162,7 +162,8 @@ def find_class_list(paths: Iterable[str | os.PathLike], *, background: Colour = 
     order = sorted(found, key=lambda colour: (list(known).index(colour) if colour in known else len(known), colour))
     if not order:
         raise UserError("The class images hold nothing but background. Paint every class in a colour of its own.")
-    return ClassList(tuple(known.get(colour, colour_text(colour)) for colour in order), tuple(order), background)
+    names = tuple(known.get(colour, colour_text(colour).lstrip("#")) for colour in order)
+    return ClassList(names, tuple(order), background)
 
 
 def read_class_image(path: str | os.PathLike, classes: ClassList) -> np.ndarray:

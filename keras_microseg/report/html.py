@@ -178,7 +178,7 @@ def _distribution(results: Results, markup: Any) -> dict[str, Any]:
             f"{found.confidence * 100:g} % bootstrap intervals over {results.resampled()}. "
             "Span = (D90 \u2212 D10) / D50."
         )
-    for text in (_border_note(results), results.precision()):
+    for text in (_border_note(results), results.precision(), results.quality()):
         if text:
             notes.append(text)
     return {
@@ -241,6 +241,9 @@ def _image(results: Results, record: ImageRecord, index: int, total: int) -> dic
         ("Pixel size", "unknown" if size is None else f"{_pretty(size)}, from {size.source}"),
         ("Particles", f"{count}, of these {cut} cut by the edge"),
     ]
+    if record.facts.get("agreement") is not None:
+        text = f"agreement {record.facts['agreement']:.2f}, expected F1 about {record.facts['expected_f1']:.2f}"
+        facts.append(("Quality", text))
     if record.info_bar is not None:
         facts.append(("Info bar", f"left out from row {record.info_bar}"))
     facts += [("Note", text) for text in record.warnings]

@@ -33,6 +33,14 @@ OWN_COLUMNS = {
     "label": "number of the particle in the label image of that file",
     "unit": "unit of the lengths in this row; px where the pixel size is unknown",
 }
+ADDED_COLUMNS = {
+    "stability": "best IoU of the particle with those found at other scales, averaged; 1 = found again exactly, below "
+    "0.5 = doubtful",
+    "class": "class of the particle",
+    "class_score": "probability of that class, 0..1",
+    "keep_score": "weighted mean of the class probabilities, 0..1; the particle is to be kept from 0.5 on",
+}
+"""Columns that some runs add to the table."""
 _EXCEL_ROWS = 2**20 - 1
 _BAND_ROWS = 1024
 _MIN_GROUPS = 6
@@ -52,6 +60,7 @@ class ImageRecord:
         plane: index of the plane of a stack, or None.
         facts: further facts for the record (seconds, thresholds, scale), JSON values.
         warnings: what the user should know about this image.
+        columns: table with further columns per particle and `label`, or the path of such a `.csv`, or None.
     """
 
     name: str
@@ -63,6 +72,13 @@ class ImageRecord:
     plane: int | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    columns: pd.DataFrame | Path | None = None
+
+    def read_columns(self) -> pd.DataFrame | None:
+        """`label` and the further columns, or None."""
+        if isinstance(self.columns, (str, Path)):
+            return pd.read_csv(self.columns, comment="#", keep_default_na=False, na_values=[""])
+        return self.columns
 
     def read_labels(self, step: int = 1) -> np.ndarray:
         """(Y, X) int32 labels, every `step`-th pixel."""
@@ -182,7 +198,25 @@ class Results:
             lines.append(
                 f"By {weight}: D10 = {found.D10:.4g}, D50 = {found.D50:.4g}{between}, D90 = {found.D90:.4g} {unit}"
             )
-        return lines
+        return [*lines, *filter(None, [self.quality()])]
+
+    def quality(self) -> str:
+        """The label-free estimate of quality in a sentence; empty when it was not asked for."""
+        judged = [record for record in self.images if record.facts.get("agreement") is not None]
+        if not judged:
+            return ""
+        weights = [max(1, self.counts(record)[0]) for record in judged]
+        means = [np.average([record.facts[name] for record in judged], weights=weights)
+                 for name in ("agreement", "expected_f1")]  # fmt: skip
+        text = f"Quality: agreement with runs at other scales F1 = {means[0]:.2f}"
+        text += f", expected F1 with the truth about {means[1]:.2f}"
+        worst = min(judged, key=lambda record: record.facts["agreement"])
+        if len(judged) > 1:
+            text += f"; least in {Path(worst.source).name}: {worst.facts['agreement']:.2f}"
+        if "stability" in self.table.columns and len(self.table):
+            doubtful = int((self.table["stability"] < 0.5).sum())
+            text += f"; {doubtful} of {len(self.table)} particles are doubtful (stability < 0.5)"
+        return text
 
     def counts(self, record: ImageRecord) -> tuple[int, int]:
         """Particles in an image, and how many of them the edge cuts."""
@@ -193,8 +227,9 @@ class Results:
 
     def definitions(self) -> pd.DataFrame:
         """Columns of `table`: quantity, unit, formula, meaning, reference."""
+        added = {name: text for name, text in ADDED_COLUMNS.items() if name in self.table.columns}
         own = pd.DataFrame(
-            [(name, "", "", text, "keras_microseg") for name, text in OWN_COLUMNS.items()],
+            [(name, "", "", text, "keras_microseg") for name, text in {**OWN_COLUMNS, **added}.items()],
             columns=["quantity", "unit", "formula", "meaning", "reference"],
         )
         known = [name for name in self.table.columns if name in QUANTITIES] or [
@@ -208,6 +243,7 @@ class Results:
         for record in self.images:
             count, cut = self.counts(record)
             size = record.pixel_size
+            judged = {name: record.facts[name] for name in ("agreement", "expected_f1") if name in record.facts}
             rows.append(
                 {
                     "image": record.name,
@@ -217,6 +253,7 @@ class Results:
                     "pixel_size": "unknown" if size is None else str(size),
                     "pixel_size_source": "" if size is None else size.source,
                     "info_bar_from_row": record.info_bar,
+                    **judged,
                     "notes": " ".join(record.warnings),
                 }
             )

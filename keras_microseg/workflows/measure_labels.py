@@ -224,6 +224,11 @@ def measure_record(record: ImageRecord, unit: str | None, *, exclude_border: boo
     if record.info_bar is not None:
         labels = Image(labels, "YX").crop((slice(0, record.info_bar), slice(None))).data
     table = measure_particles(labels, intensity=grey, pixel_size=size)
+    added = record.read_columns()
+    if added is not None:
+        attrs = table.attrs
+        table = table.merge(added, on="label", how="left")
+        table.attrs = attrs
     if exclude_border and len(table):
         attrs = table.attrs
         table = table[~table["touches_border"].astype(bool)].reset_index(drop=True)
@@ -231,8 +236,8 @@ def measure_record(record: ImageRecord, unit: str | None, *, exclude_border: boo
     return table
 
 
-def record_facts(record: ImageRecord, labels: Path) -> dict[str, Any]:
-    """A record as JSON values, for the manifest; `labels` relative to the run folder."""
+def record_facts(record: ImageRecord, labels: Path, columns: Path | None = None) -> dict[str, Any]:
+    """A record as JSON values, for the manifest; `labels` and `columns` relative to the run folder."""
     size = record.pixel_size
     return {
         "name": record.name,
@@ -244,6 +249,7 @@ def record_facts(record: ImageRecord, labels: Path) -> dict[str, Any]:
         "plane": record.plane,
         "facts": dict(record.facts),
         "warnings": list(record.warnings),
+        "columns": None if columns is None else columns.as_posix(),
     }
 
 
@@ -260,7 +266,17 @@ def record_of(folder: RunFolder, facts: Mapping[str, Any]) -> ImageRecord:
         plane=facts["plane"],
         facts=facts["facts"],
         warnings=tuple(facts["warnings"]),
+        columns=None if facts.get("columns") is None else folder.path / facts["columns"],
     )
+
+
+def write_columns(folder: RunFolder, record: ImageRecord) -> list[Path]:
+    """Write the further columns of a record that holds some as `columns/NAME.csv`; the file, or nothing."""
+    if record.columns is None:
+        return []
+    path = folder.file("columns", f"{record.name}.csv")
+    io.write_table(path, record.columns, facts={"source": record.source})
+    return [path]
 
 
 def folder_facts(folder: RunFolder) -> dict[str, Any]:

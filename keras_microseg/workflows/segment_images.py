@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from keras_microseg import io
 from keras_microseg.checks import UserError, check_choice, check_number
 from keras_microseg.image import METRES, Image, LazyArray, PixelSize, normalize_unit
 from keras_microseg.report.results import ImageRecord, Results, check_unit
 from keras_microseg.workflows.measure_labels import METHOD as MEASURED
-from keras_microseg.workflows.measure_labels import assemble, folder_facts, record_facts, record_of
+from keras_microseg.workflows.measure_labels import assemble, folder_facts, record_facts, record_of, write_columns
 from keras_microseg.workflows.steps import (
     Failure,
     Progress,
@@ -59,6 +60,8 @@ class SegmentSettings:
         flips: average over mirrored images (network).
         exclude_border: leave out particles that touch the image edge.
         unit: unit of lengths; None chooses nm, um or mm.
+        quality: also segment at a smaller and a larger scale and say how far the results agree: a column `stability`
+            per particle and an estimate of F1 per image, see `inference.agreement`.
     """
 
     images: tuple[str, ...]
@@ -72,6 +75,7 @@ class SegmentSettings:
     flips: bool = False
     exclude_border: bool = False
     unit: str | None = None
+    quality: bool = False
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
@@ -109,6 +113,7 @@ def segment(
     flips: bool = False,
     exclude_border: bool = False,
     unit: str | None = None,
+    quality: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -119,7 +124,7 @@ def segment(
         images: files, folders, or one (Y, X) array or `Image` (or a list of them).
         out: folder for labels, tables, overlays and report; None gives the results in memory only.
         model: see `SegmentSettings`; also an `inference.Segmenter` that is loaded already.
-        method, pixel_size, info_bar, polarity, diameter, min_diameter, flips, exclude_border, unit: see
+        method, pixel_size, info_bar, polarity, diameter, min_diameter, flips, exclude_border, unit, quality: see
             `SegmentSettings`. Plain numbers as diameters are pixels.
         resume, overwrite: see `RunFolder`.
         progress: called as `progress(step, done, total, item)`.
@@ -142,7 +147,7 @@ def segment(
     names = tuple(_source(one, number) for number, one in enumerate(listed, start=1))
     settings = SegmentSettings(
         names, method, "loaded" if ready is not None else model, pixel_size, info_bar, polarity, diameter,
-        min_diameter, flips, exclude_border, unit,
+        min_diameter, flips, exclude_border, unit, quality,
     )  # fmt: skip
     inputs = {} if in_memory else item_names(io.find_images(listed))
     if in_memory or out is None:
@@ -191,8 +196,10 @@ def segment_file(
         labels_path = folder.file("labels", f"{plane_name}.tif")
         origin = {"source": str(path), "method": settings.method, "settings": settings_hash(settings)}
         io.write_labels(labels_path, record.labels, pixel_size=record.pixel_size, origin=origin)
-        facts.append(record_facts(record, labels_path.relative_to(folder.path)))
-        files.append(labels_path)
+        columns = write_columns(folder, record)
+        relative = [path.relative_to(folder.path) for path in columns]
+        facts.append(record_facts(record, labels_path.relative_to(folder.path), *relative))
+        files += [labels_path, *columns]
         shutil.rmtree(folder.path / "scratch", ignore_errors=True)  # labels of a large image, now in their file
     return {"planes": facts}, files
 
@@ -219,11 +226,18 @@ def segment_plane(
     warnings = list(plane.metadata.get("warnings", ()))
     if not whole.count:
         warnings.append("No particle was found.")
+    numbers = whole.numbers
     if isinstance(labels, np.ndarray):
         whole = whole[...]
     facts = {**facts, "seconds": round(time.perf_counter() - start, 3)}
+    stability, columns = facts.pop("stability", None), None
+    if stability is not None:
+        kept = stability.renumbered(numbers)
+        columns = pd.DataFrame({"label": kept.ids, "stability": kept.particles.astype(float)})
+        if np.isfinite(stability.f1):
+            facts.update(agreement=stability.f1, expected_f1=stability.expected_f1)
     image = Path(source) if plane.path else plane
-    return ImageRecord(name, str(source), whole, image, plane.pixel_size, bar, number, facts, tuple(warnings))
+    return ImageRecord(name, str(source), whole, image, plane.pixel_size, bar, number, facts, tuple(warnings), columns)
 
 
 class CleanLabels(LazyArray):
@@ -277,7 +291,19 @@ def make_segmenter(
             options = {} if min_area is None else {"min_area": min_area}
             if diameter is not None:
                 options["min_distance"] = max(2, round(diameter / 6))  # a third of the radius
-            return segment_classical(io.read_grey(image), polarity=settings.polarity, **options), {}
+            grey = io.read_grey(image)
+            labels = segment_classical(grey, polarity=settings.polarity, **options)
+            if not settings.quality:
+                return labels, {}
+            from keras_microseg.inference.agreement import rescaled_runs
+
+            def again(part: np.ndarray, factor: float) -> np.ndarray:
+                scaled = {name: value * factor ** (2 if name == "min_area" else 1) for name, value in options.items()}
+                if "min_distance" in scaled:
+                    scaled["min_distance"] = max(2, round(scaled["min_distance"]))
+                return segment_classical(part, polarity=settings.polarity, **scaled)
+
+            return labels, {"stability": rescaled_runs(labels, grey, again)}
 
         return classical, {}
 
@@ -292,7 +318,7 @@ def make_segmenter(
     def network(image: Image, diameter: float | None, min_area: float | None) -> tuple[Any, dict[str, Any]]:
         options = {
             "polarity": settings.polarity, "diameter": diameter, "min_area": min_area, "flips": settings.flips,
-            "info_bar": False,
+            "info_bar": False, "quality": settings.quality,
         }  # fmt: skip
         if math.prod(image.spatial_shape) > LARGE_PIXELS:
             key = hashlib.sha256(f"{image.path} {image.origin} {image.metadata.get('plane')}".encode()).hexdigest()[:12]
@@ -300,6 +326,7 @@ def make_segmenter(
         else:
             found = segmenter.segment(image, **options)
         facts = {"scale": found.scale, "polarity": found.polarity, "threshold": found.threshold}
+        facts |= {} if found.stability is None else {"stability": found.stability}
         return found.labels, facts
 
     return network, {"model": segmenter.source or {"path": settings.model}, "device": str(device)}
@@ -309,6 +336,11 @@ def describe_method(settings: SegmentSettings, facts: Mapping[str, Any]) -> str:
     """What was done, in sentences for report and tables."""
     bar = {"auto": "Info bars were looked for and left out.", None: "No info bar was left out."}
     bar_text = bar.get(settings.info_bar, f"Rows from {settings.info_bar} on were left out as info bar.")
+    if settings.quality:
+        bar_text += (
+            " Every image was segmented again at 0.71 and 1.41 times the scale: agreement is the F1 (IoU > 0.5) of "
+            "these runs with the first, stability the mean best IoU of a particle. Both are signs, no proof."
+        )
     if settings.method == "classical":
         return (
             "Particles were found without a trained model: smoothing, a threshold taken from every image, and a "

@@ -188,3 +188,23 @@ def test_labels_of_large_images_are_cleaned_and_written_in_bands(tmp_path, top):
     many = CleanLabels(Window(np.arange(70_000, dtype=np.int32).reshape(200, 350)), (200, 350))
     io.write_labels(tmp_path / "b.tif", many)
     np.testing.assert_array_equal(km.read_labels(tmp_path / "b.tif").data, many[...])
+
+
+def test_quality_in_table_summary_and_report(folder):
+    results = km.segment(folder / "in", folder / "out", method="classical", quality=True)
+    assert results.table["stability"].between(0.6, 1).all() and len(results.table) == 12
+    facts = results.images[0].facts
+    assert facts["agreement"] == 1 and 0 <= facts["expected_f1"] <= 1
+    assert any(line.startswith("Quality: agreement") for line in results.highlights())
+    assert "Quality: agreement" in (folder / "out/report.html").read_text(encoding="utf-8")
+    assert "stability" in set(results.definitions()["quantity"])
+    written = pd.read_csv(folder / "out/particles.csv", comment="#")
+    np.testing.assert_allclose(written["stability"], results.table["stability"])
+    (folder / "out/report.html").unlink()
+    again = km.segment(folder / "in", folder / "out", method="classical", quality=True, resume=True)
+    np.testing.assert_allclose(again.table["stability"], results.table["stability"])
+    image, _ = micrograph()
+    in_memory = km.segment([image, np.zeros((40, 50), np.uint8)], method="classical", quality=True)
+    assert in_memory.images[0].facts["agreement"] == 1
+    assert "agreement" not in in_memory.images[1].facts  # nothing was found that could be judged
+    assert "stability" not in km.segment(image, method="classical").table
