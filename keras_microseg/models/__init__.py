@@ -4,6 +4,7 @@ from keras_microseg.models.discriminators import outline_critic, patchgan_discri
 from keras_microseg.models.generators import outline_generator, resnet_generator
 from keras_microseg.models.multires_unet import multires_unet
 from keras_microseg.models.unet import unet
+from keras_microseg.models.unet3d import unet3d, unet25d
 
 __all__ = [
     "multires_unet",
@@ -12,4 +13,6 @@ __all__ = [
     "patchgan_discriminator",
     "resnet_generator",
     "unet",
+    "unet25d",
+    "unet3d",
 ]
