@@ -1,7 +1,9 @@
 """Losses that Keras lacks. Binary and categorical cross-entropy, focal, Dice and Tversky losses are Keras' own.
 
 All are registered classes with `get_config`, so that they can be saved; all follow Keras' rules for `reduction` and
-`sample_weight`. Shapes: y_true and y_pred (N, *spatial, C), float.
+`sample_weight`. Shapes: y_true and y_pred (N, *spatial, C), float; sums are taken in float32. In `SoftDice`,
+`WeightedBinaryCrossentropy`, `FocalTversky`, `DiceCrossentropy` and `InstanceMapsLoss`, y_true may carry one channel
+more than y_pred: a weight >= 0 per pixel, 0 = ignore (pixels without annotation).
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):
         self.from_logits = bool(from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        return ops.mean(_weighted_bce(y_true, y_pred, self.weight, self.from_logits), axis=-1)
+        y_true, weight = _split_weight(y_true, y_pred)
+        cross_entropy = ops.mean(_weighted_bce(y_true, y_pred, self.weight, self.from_logits), axis=-1)
+        return cross_entropy if weight is None else cross_entropy * _share(weight)[..., 0]
 
     def get_config(self) -> dict:
         return {**super().get_config(), "weight": self.weight, "from_logits": self.from_logits}
@@ -70,8 +74,9 @@ class SoftDice(keras.losses.Loss):
         self.from_logits = bool(from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
+        y_true, weight = _split_weight(y_true, y_pred)
         p = ops.sigmoid(y_pred) if self.from_logits else y_pred
-        return ops.mean(_soft_dice(y_true, p, self.smooth, self.squared), axis=-1)
+        return ops.mean(_soft_dice(y_true, p, self.smooth, self.squared, 1.0 if weight is None else weight), axis=-1)
 
     def get_config(self) -> dict:
         own = {"smooth": self.smooth, "squared": self.squared, "from_logits": self.from_logits}
@@ -109,16 +114,104 @@ class FocalTversky(keras.losses.Loss):
         self.smooth = float(check_number("smooth", smooth, minimum=0, exclusive=True))
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        axes = _spatial_axes(y_true)
-        hit = ops.sum(y_true * y_pred, axis=axes)
-        false = ops.sum((1 - y_true) * y_pred, axis=axes)
-        missed = ops.sum(y_true * (1 - y_pred), axis=axes)
+        y_true, weight = _split_weight(y_true, y_pred)
+        axes, weight = _spatial_axes(y_true), 1.0 if weight is None else weight
+        hit = ops.sum(weight * y_true * y_pred, axis=axes)
+        false = ops.sum(weight * (1 - y_true) * y_pred, axis=axes)
+        missed = ops.sum(weight * y_true * (1 - y_pred), axis=axes)
         index = (hit + self.smooth) / (hit + self.alpha * false + self.beta * missed + self.smooth)
         # The power has an infinite slope at 0 for gamma < 1.
         return ops.mean(ops.power(ops.maximum(1 - index, keras.config.epsilon()), self.gamma), axis=-1)
 
     def get_config(self) -> dict:
         own = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma, "smooth": self.smooth}
+        return {**super().get_config(), **own}
+
+
+@_register
+class DiceCrossentropy(keras.losses.Loss):
+    """Cross-entropy + `dice_weight` x `SoftDice`: steady far from the goal, and blind to the share of the foreground.
+
+    Args:
+        exclusive: the channels are probabilities of classes that exclude each other (softmax), and the cross-entropy is
+            the categorical one; else every channel stands for itself.
+        dice_weight: factor of the Dice loss, >= 0.
+        class_weights: factor per channel in the cross-entropy; None = all 1.
+        smooth: of `SoftDice`.
+        name, reduction, kwargs: see `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self,
+        exclusive: bool = False,
+        dice_weight: float = 1.0,
+        class_weights: Sequence[float] | None = None,
+        smooth: float = 1.0,
+        name: str = "dice_crossentropy",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.exclusive = bool(exclusive)
+        self.dice_weight = float(check_number("dice_weight", dice_weight, minimum=0))
+        self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
+        self.smooth = float(check_number("smooth", smooth, minimum=0, exclusive=True))
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """(N,) loss per image."""
+        y_true, weight = _split_weight(y_true, y_pred)
+        weight = ops.ones_like(y_true[..., :1]) if weight is None else weight
+        if self.exclusive:
+            epsilon = keras.config.epsilon()
+            cross_entropy = -y_true * ops.log(ops.clip(y_pred, epsilon, 1.0))
+            factor = ops.cast(y_pred.shape[-1], y_pred.dtype)  # a sum over classes, where the mean below divides
+        else:
+            cross_entropy, factor = ops.binary_crossentropy(y_true, y_pred), 1.0
+        if self.class_weights is not None:
+            cross_entropy = cross_entropy * ops.convert_to_tensor(self.class_weights, dtype=cross_entropy.dtype)
+        entropy = factor * _weighted_mean(ops.mean(cross_entropy, axis=-1, keepdims=True), weight)
+        return entropy + self.dice_weight * ops.mean(_soft_dice(y_true, y_pred, self.smooth, False, weight), axis=-1)
+
+    def get_config(self) -> dict:
+        own = {
+            "exclusive": self.exclusive,
+            "dice_weight": self.dice_weight,
+            "class_weights": self.class_weights,
+            "smooth": self.smooth,
+        }
+        return {**super().get_config(), **own}
+
+
+@_register
+class DeepSupervision(keras.losses.Loss):
+    """A loss on the result and, with falling weight, on the coarser results that a network gives beside it.
+
+    `sum_l decay^l loss(y, p_l) / sum_l decay^l` (Lee et al. 2015, arXiv:1409.5185). The channels of y_pred are those of
+    the result, then as many per coarser level, as `models.unet3d(deep_supervision=...)` orders them.
+
+    Args:
+        loss: a `keras.losses.Loss` for one level.
+        levels: number of coarser levels.
+        decay: weight of a level over that of the next finer one, > 0.
+        name, reduction, kwargs: see `keras.losses.Loss`.
+    """
+
+    def __init__(self, loss: Any, levels: int, decay: float = 0.5, name: str = "deep_supervision", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
+        self.levels = check_number("levels", levels, minimum=0, integer=True)
+        self.decay = float(check_number("decay", decay, minimum=0, exclusive=True))
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        count = y_pred.shape[-1] // (self.levels + 1)
+        weights = [self.decay**level for level in range(self.levels + 1)]
+        total = 0.0
+        for level, weight in enumerate(weights):
+            part = y_pred[..., level * count : (level + 1) * count]
+            total = total + weight / sum(weights) * self.loss.call(y_true, part)
+        return total
+
+    def get_config(self) -> dict:
+        own = {"loss": keras.saving.serialize_keras_object(self.loss), "levels": self.levels, "decay": self.decay}
         return {**super().get_config(), **own}
 
 
@@ -270,6 +363,18 @@ class FocalClassLoss(keras.losses.Loss):
             "smoothing": self.smoothing,
         }
         return {**super().get_config(), **own}
+
+
+def _split_weight(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    """y_true without its weight channel, and that channel (N, *spatial, 1), or None when there is none."""
+    count = y_pred.shape[-1]
+    return (y_true[..., :count], y_true[..., count:]) if y_true.shape[-1] == count + 1 else (y_true, None)
+
+
+def _share(weight: Any) -> Any:
+    """Weights whose mean over every image is 1; all 0 where none is positive."""
+    mean = ops.mean(weight, axis=tuple(range(1, len(weight.shape))), keepdims=True)
+    return weight / ops.maximum(mean, keras.config.epsilon())
 
 
 def _spatial_axes(x: Any) -> tuple[int, ...]:

@@ -117,3 +117,57 @@ def test_tracked_scores_pool_counts_over_batches():
         metric.update_state(truth, found, sample_weight=np.array([1.0, 0.0], "float32"))
         assert float(metric.hits) == 1.0
     assert to_numpy(metric.missed).shape == ()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.SoftDice(),
+        losses.WeightedBinaryCrossentropy(3.0),
+        losses.FocalTversky(),
+        losses.DiceCrossentropy(),
+        losses.DiceCrossentropy(class_weights=[2.0]),
+        losses.InstanceMapsLoss(("foreground",)),
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_pixels_of_weight_zero_do_not_count(loss):
+    y, p = (sample((2, 3, 4, 6, 1), 1) > 0.5).astype("float32"), sample((2, 3, 4, 6, 1), 2)
+    weight = np.zeros_like(y)
+    weight[:, :, :2] = 1
+    truth = np.concatenate([y, weight], axis=-1)
+    value = check_loss(loss, truth, p)
+    assert value == pytest.approx(float(loss(y[:, :, :2], p[:, :, :2])), rel=1e-4)
+    assert float(loss(truth, np.where(weight > 0, p, 1 - p))) == pytest.approx(value, rel=1e-5)
+    nothing = np.concatenate([y, 0 * weight], axis=-1)
+    assert np.isfinite(float(loss(nothing, p)))
+
+
+def test_dice_crossentropy_is_the_sum_of_both():
+    y, p = (sample((2, 4, 4, 1), 1) > 0.5).astype("float32"), sample((2, 4, 4, 1), 2)
+    expected = float(keras.losses.BinaryCrossentropy()(y, p)) + 0.5 * float(losses.SoftDice()(y, p))
+    check_loss(losses.DiceCrossentropy(dice_weight=0.5), y, p, expected)
+    classes = np.eye(3, dtype="float32")[np.random.default_rng(0).integers(0, 3, (2, 4, 4))]
+    p = sample((2, 4, 4, 3), 3)
+    p /= p.sum(axis=-1, keepdims=True)
+    entropy = float(keras.losses.CategoricalCrossentropy()(classes, p))
+    check_loss(losses.DiceCrossentropy(exclusive=True, dice_weight=0), classes, p, entropy)
+
+
+def test_deep_supervision_weighs_levels():
+    y = (sample((2, 4, 4, 1), 1) > 0.5).astype("float32")
+    p = sample((2, 4, 4, 2), 2)
+    parts = [float(losses.SoftDice()(y, p[..., i : i + 1])) for i in range(2)]
+    check_loss(losses.DeepSupervision(losses.SoftDice(), 1, decay=0.5), y, p, (parts[0] + 0.5 * parts[1]) / 1.5)
+
+
+def test_scores_leave_out_ignored_pixels():
+    y, p = (sample((2, 4, 4, 1), 1) > 0.5).astype("float32"), sample((2, 4, 4, 1), 2)
+    weight = np.zeros_like(y)
+    weight[:, :2] = 1
+    masked = tracked.ForegroundDice(weight_channel=1)
+    masked.update_state(np.concatenate([y, weight], axis=-1), p)
+    part = tracked.ForegroundDice()
+    part.update_state(y[:, :2], p[:, :2])
+    assert float(masked.result()) == pytest.approx(float(part.result()))
+    assert tracked.ForegroundDice.from_config(masked.get_config()).weight_channel == 1

@@ -16,11 +16,20 @@ class _PixelScore(keras.metrics.Metric):
     Args:
         channel: channel of y_true and y_pred to look at.
         threshold: a pixel is positive where the value is > threshold, in y_true too.
+        weight_channel: channel of y_true that weighs pixels (0 = ignore); None = there is none.
         name, dtype: see `keras.metrics.Metric`.
     """
 
-    def __init__(self, channel: int = 0, threshold: float = 0.5, name: str | None = None, dtype: Any = None):
+    def __init__(
+        self,
+        channel: int = 0,
+        threshold: float = 0.5,
+        weight_channel: int | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+    ):
         super().__init__(name=name, dtype=dtype)
+        self.weight_channel = weight_channel
         self.channel = int(channel)
         self.threshold = float(threshold)
         # float32 sums of exact batch counts: relative error 1e-7, and no overflow
@@ -42,12 +51,20 @@ class _PixelScore(keras.metrics.Metric):
             weight = ops.cast(sample_weight, self.dtype)
             missing = len(truth.shape) - len(weight.shape)
             weight = ops.reshape(weight, (*weight.shape, *(1,) * missing))
+        if self.weight_channel is not None:
+            weight = weight * ops.cast(y_true[..., self.weight_channel], self.dtype)
         self.hits.assign_add(ops.sum(weight * truth * found))
         self.false.assign_add(ops.sum(weight * (1 - truth) * found))
         self.missed.assign_add(ops.sum(weight * truth * (1 - found)))
 
     def get_config(self) -> dict:
-        return {"name": self.name, "dtype": self.dtype, "channel": self.channel, "threshold": self.threshold}
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "channel": self.channel,
+            "threshold": self.threshold,
+            "weight_channel": self.weight_channel,
+        }
 
     def _ratio(self, numerator: Any, denominator: Any) -> Any:
         """1 where there is nothing to find and nothing was found."""
