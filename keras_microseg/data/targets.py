@@ -10,27 +10,28 @@ from scipy import ndimage
 from keras_microseg.checks import check_choice
 
 MAPS = ("foreground", "boundary", "distance", "flow_y", "flow_x")
+VOLUME_MAPS = ("foreground", "boundary", "distance")
 
 
 def instance_maps(labels: np.ndarray, outputs: Sequence[str] = MAPS) -> np.ndarray:
     """Target maps of a label image.
 
     - `foreground`: 1 inside any instance.
-    - `boundary`: 1 where two instances touch: both are found in the 3 x 3 window of the pixel (two pixels wide).
+    - `boundary`: 1 where two instances touch: both are found in the 3 x 3 (x 3) window of the pixel (two pixels wide).
     - `distance`: distance to the edge of the own instance over its largest value there, 0..1; the image frame is no
       edge, so that particles cut by it keep their maximum.
     - `flow_y`, `flow_x`: direction to the centre of mass of the instance, of length r / (r + 2 px).
 
     Args:
-        labels: (H, W) integer instance labels, 0 = background.
-        outputs: which maps, in order; names out of `MAPS`.
+        labels: (H, W) or (Z, H, W) integer instance labels, 0 = background.
+        outputs: which maps, in order; names out of `MAPS`, in 3D out of `VOLUME_MAPS`.
 
     Returns:
-        (H, W, len(outputs)) float32.
+        (*shape of labels, len(outputs)) float32.
     """
-    for name in outputs:
-        check_choice("outputs", name, MAPS)
     labels = np.asarray(labels)
+    for name in outputs:
+        check_choice("outputs", name, MAPS if labels.ndim == 2 else VOLUME_MAPS)
     inside = labels > 0
     maps: dict[str, np.ndarray] = {"foreground": inside}
     if "boundary" in outputs:
@@ -43,14 +44,14 @@ def instance_maps(labels: np.ndarray, outputs: Sequence[str] = MAPS) -> np.ndarr
 
 
 def contact_boundary(labels: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels of an instance with a pixel of another instance in their 3 x 3 window."""
+    """Bool, shape of `labels`: pixels of an instance with one of another instance in their 3 x 3 (x 3) window."""
     window = ndimage.maximum_filter(labels, 3)
     low = np.where(labels > 0, labels, np.iinfo(labels.dtype).max)
     return (labels > 0) & (window != ndimage.minimum_filter(low, 3))
 
 
 def relative_distance(labels: np.ndarray) -> np.ndarray:
-    """(H, W) float32: distance to the edge of the own instance over its maximum in the instance, 0 outside.
+    """float32, shape of `labels`: distance to the own instance's edge over its maximum in the instance, 0 outside.
 
     The nearest pixel that differs from an instance is reached through its own rim, so one distance transform to the rim
     pixels of all instances serves them all.
@@ -70,6 +71,11 @@ def relative_distance(labels: np.ndarray) -> np.ndarray:
     np.maximum.at(largest, labels.ravel(), distance.ravel())
     largest[0] = 1
     return distance / largest[labels]
+
+
+def class_maps(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """One-hot (*shape, num_classes) float32 of class numbers 0..num_classes - 1; other numbers are all zero."""
+    return (np.asarray(labels)[..., np.newaxis] == np.arange(num_classes)).astype(np.float32)
 
 
 def centre_flow(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
