@@ -36,7 +36,7 @@ class SphereModelSettings:
         seed: of start weights and phantoms.
     """
 
-    epochs: int = 52
+    epochs: int = 32
     steps_per_epoch: int = 50
     batch_size: int = 4
     size: int = 48
