@@ -336,6 +336,9 @@ def _find_masks(
     for task, folder in chosen.items():
         paths = find_images(folder)
         is_layer = [("layer" in path.name.lower()) for path in paths]
+        stems = {Path(file).stem for file in found.files}
+        same = [path for path in paths if path.stem in stems]
+        paths = same or paths  # masks of several videos may share a folder
         numbers = frame_numbers(paths, last=not any(is_layer))
         index = dict(zip(map(int, numbers), paths, strict=True))
         absent = np.array([int(number) not in index for number in found.numbers])

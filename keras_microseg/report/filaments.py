@@ -263,6 +263,18 @@ def overlay_layer(masks: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarra
     return layer
 
 
+def draw_overlay(record: FilamentRecord, index: int) -> np.ndarray:
+    """Picture of one whole frame with the outlines of its masks and a scale bar: (Y, X, 3) uint8."""
+    series = record.series
+    frame, valid = series.read_images([index])[0], series.read_valid([index])[0]
+    grey = overlays.to_grey8(frame, _limits(frame, valid))
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    layer = overlay_layer({task: series.read_masks(task, [index])[0] for task in series.tasks})
+    line = layer[..., 3] == 255
+    picture[line] = layer[line, :3]
+    return overlays.draw_scale_bar(picture, series.pixel_size)
+
+
 def film_of(record: FilamentRecord) -> Any:
     """The film strip of a video, cut to what any frame shows."""
     series = record.series
