@@ -1,0 +1,57 @@
+"""Notebooks run with tiny settings: their cells are taken as they are, but for installation and a cell of settings."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+def code_cells(name):
+    cells = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_are_clean_and_choose_the_backend_first(name):
+    notebook = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
+    assert all(not cell.get("outputs") for cell in notebook["cells"])
+    assert "KERAS_BACKEND" in code_cells(name)[0]
+    for source in code_cells(name):
+        compile(re.sub(r"(?m)^(\s*)%.*$", r"\1pass", source), name, "exec")
+
+
+def run(name, changes, monkeypatch, folder):
+    """Execute the cells; `changes` replaces text in them, and each replacement must be found."""
+    pytest.importorskip("IPython")
+    monkeypatch.chdir(folder)
+    source = "\n".join(cell for cell in code_cells(name)[1:] if "%pip" not in cell)
+    for old, new in changes.items():
+        assert old in source, old
+        source = source.replace(old, new)
+    scope = {}
+    exec(compile(source, name, "exec"), scope)
+    return scope
+
+
+@pytest.mark.slow
+def test_sem_particles(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "workflows"))
+    small = {k: v for k, v in __import__("small_sem_run").SMALL.items() if not k.startswith("outline")}
+    scope = run(
+        "sem_particles.ipynb",
+        {
+            "km.simulate(24, ": "km.simulate(5, ",
+            "size=(384, 512)": "size=(128, 160)",
+            "changes = {}": f"changes = {small}",
+        },
+        monkeypatch,
+        tmp_path,
+    )
+    assert scope["outcome"].report_path.is_file() and len(scope["plan"].steps) == 8
+    sys.modules.pop("small_sem_run", None)
