@@ -335,10 +335,11 @@ def _find_masks(
     pairs = {}
     for task, folder in chosen.items():
         paths = find_images(folder)
-        is_layer = [("layer" in path.name.lower()) for path in paths]
         stems = {Path(file).stem for file in found.files}
-        same = [path for path in paths if path.stem in stems]
-        paths = same or paths  # masks of several videos may share a folder
+        if any(path.stem in stems for path in paths):  # masks of several videos may share a folder
+            starts = {re.sub(r"\d+$", "", stem) for stem in stems}
+            paths = [path for path in paths if re.sub(r"\d+$", "", path.stem) in starts]
+        is_layer = ["layer" in path.name.lower() for path in paths]
         numbers = frame_numbers(paths, last=not any(is_layer))
         index = dict(zip(map(int, numbers), paths, strict=True))
         absent = np.array([int(number) not in index for number in found.numbers])
