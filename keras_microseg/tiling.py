@@ -56,7 +56,7 @@ class TileGrid:
         shape: spatial shape of the image.
         tile: shape of every block.
         halo: least context around every write region, per axis.
-        stride: distance between tiles, a multiple of `multiple_of`.
+        stride: distance between tiles per axis, a multiple of the network's total stride.
         counts: number of tiles per axis.
         lead: distance from a block's first pixel to its write region (>= halo).
     """
@@ -70,7 +70,11 @@ class TileGrid:
 
     @classmethod
     def cover(
-        cls, shape: Sequence[int], tile: int | Sequence[int], halo: int | Sequence[int] = 0, multiple_of: int = 1
+        cls,
+        shape: Sequence[int],
+        tile: int | Sequence[int],
+        halo: int | Sequence[int] = 0,
+        multiple_of: int | Sequence[int] = 1,
     ) -> TileGrid:
         """Lay tiles over an image of `shape` (2D or 3D).
 
@@ -81,7 +85,7 @@ class TileGrid:
             shape: spatial shape, (y, x) or (z, y, x).
             tile: shape of the blocks, halo included; one number stands for all axes.
             halo: context on each side, one number or one per axis.
-            multiple_of: the network's total stride; `tile` must be a multiple of it.
+            multiple_of: the network's total stride, one number or one per axis; `tile` must be a multiple of it.
 
         Raises:
             UserError: a tile that is no multiple, or too small for its halo; the message names a size that fits.
@@ -89,23 +93,24 @@ class TileGrid:
         shape = standardize_tuple(shape, len(tuple(shape)), "shape")
         tile = standardize_tuple(tile, len(shape), "tile")
         halo = standardize_tuple(halo, len(shape), "halo", minimum=0)
-        multiple_of = check_number("multiple_of", multiple_of, minimum=1, integer=True)
-        if any(t % multiple_of for t in tile):
-            fitting = tuple(round_up(t, multiple_of) for t in tile)
-            raise UserError(f"`tile` must be a multiple of {multiple_of}. Received: tile={tile}. Use {fitting}.")
-        if any(t - 2 * h < multiple_of for t, h in zip(tile, halo, strict=True)):
-            fitting = tuple(round_up(max(t, 2 * h + multiple_of), multiple_of) for t, h in zip(tile, halo, strict=True))
+        multiples = standardize_tuple(multiple_of, len(shape), "multiple_of")
+        if any(t % m for t, m in zip(tile, multiples, strict=True)):
+            fitting = tuple(round_up(t, m) for t, m in zip(tile, multiples, strict=True))
+            wanted = multiples[0] if len(set(multiples)) == 1 else multiples
+            raise UserError(f"`tile` must be a multiple of {wanted}. Received: tile={tile}. Use {fitting}.")
+        if any(t - 2 * h < m for t, h, m in zip(tile, halo, multiples, strict=True)):
+            fitting = tuple(round_up(max(t, 2 * h + m), m) for t, h, m in zip(tile, halo, multiples, strict=True))
             raise UserError(
                 f"`tile` leaves no room inside the halo {halo}. Received: tile={tile}. Use at least {fitting}."
             )
         strides, counts, leads = [], [], []
-        for n, t, h in zip(shape, tile, halo, strict=True):
-            longest = (t - 2 * h) // multiple_of * multiple_of
+        for n, t, h, m in zip(shape, tile, halo, multiples, strict=True):
+            longest = (t - 2 * h) // m * m
             count = math.ceil(n / longest)
-            stride = round_up(math.ceil(n / count), multiple_of)
+            stride = round_up(math.ceil(n / count), m)
             strides.append(stride)
             counts.append(math.ceil(n / stride))
-            leads.append(h + ((t - stride) // 2 - h) // multiple_of * multiple_of)  # spare context on both sides
+            leads.append(h + ((t - stride) // 2 - h) // m * m)  # spare context on both sides
         return cls(shape, tile, halo, tuple(strides), tuple(counts), tuple(leads))
 
     def __len__(self) -> int:
