@@ -149,11 +149,11 @@ class UnpairedTiles(SeededDataset):
         self._chances = areas / areas.sum()
 
     def sample(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        image, coverage = self._micrograph_tile(rng)
+        micrograph, window, coverage = self._choose(rng)
         mask = self._mask_tile(rng, coverage)
-        return 2 * _flip(rng, image)[..., None] - 1, _flip(rng, mask)[..., None]
+        return 2 * _flip(rng, micrograph.tile(window))[..., None] - 1, _flip(rng, mask)[..., None]
 
-    def _micrograph_tile(self, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    def _choose(self, rng: np.random.Generator) -> tuple[Micrograph, tuple[slice, slice], float]:
         best, fullest = None, -1.0
         for _ in range(_TRIES):
             micrograph = self.micrographs[rng.choice(len(self.micrographs), p=self._chances)]
@@ -163,7 +163,7 @@ class UnpairedTiles(SeededDataset):
                 best, fullest = (micrograph, window), share
             if share >= self.min_foreground:
                 break
-        return best[0].tile(best[1]), fullest
+        return *best, fullest
 
     def _mask_tile(self, rng: np.random.Generator, coverage: float) -> np.ndarray:
         best, error = None, np.inf
@@ -181,6 +181,36 @@ class UnpairedTiles(SeededDataset):
 
     def _fits(self, array: np.ndarray) -> bool:
         return all(n >= t for n, t in zip(array.shape, self.size, strict=True))
+
+
+class GuideTiles(UnpairedTiles):
+    """Batches `(micrographs, rough masks, masks, rough micrographs)` for `training.cyclegan.GuidedStart`.
+
+    Rough masks are the foreground that a threshold (or whatever filled `Micrograph.foreground`) gave; rough micrographs
+    are masks in the mean grey values of particles and ground, a little blurred.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        levels = []
+        for micrograph in self.micrographs:
+            grey, inside = stretch(micrograph.grey, micrograph.limits), micrograph.foreground
+            if inside.any() and not inside.all():
+                levels.append((grey[inside].mean(), grey[~inside].mean()))
+        self.levels = tuple(np.float32(level) for level in np.mean(levels, axis=0)) if levels else (0.75, 0.25)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        epoch = 0 if self.fixed else self.epoch
+        rngs = [np.random.default_rng([self.seed, epoch, index, place]) for place in range(self.batch_size)]
+        return tuple(np.stack(arrays)[..., None] for arrays in zip(*map(self._guided, rngs), strict=True))
+
+    def _guided(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        micrograph, window, coverage = self._choose(rng)
+        mask = self._mask_tile(rng, coverage)
+        rough_mask = np.where(micrograph.foreground[window], np.float32(1), self.low)
+        painted = np.where(mask > 0, *self.levels)
+        rough_image = 2 * ndimage.gaussian_filter(painted.astype(np.float32), 1) - 1
+        return 2 * micrograph.tile(window) - 1, rough_mask, mask, rough_image
 
 
 def _flip(rng: np.random.Generator, tile: np.ndarray) -> np.ndarray:

@@ -151,10 +151,7 @@ class CycleGAN:
 
     def with_noise(self, masks: np.ndarray, rng: np.random.Generator, scale: float = 1.0) -> np.ndarray:
         """Input of `generator_b`: the masks, with a channel of Gaussian noise where it has one."""
-        if not self.uses_noise:
-            return masks
-        noise = np.float32(scale) * rng.standard_normal((*masks.shape[:-1], 1), np.float32)
-        return np.concatenate([masks, noise], axis=-1)
+        return _with_noise(masks, rng, scale) if self.uses_noise else masks
 
     def _check(self, step: Step) -> tuple[Any, ...]:
         a, b = step.batch
@@ -168,6 +165,57 @@ class CycleGAN:
         a, b = step.batch
         fakes = [self.pools[name](step.outputs[f"fake_{name}"], step.rng) for name in ("a", "b")]
         return a, b, *fakes
+
+
+class GuidedStart:
+    """Phases that show two generators which way round things are, before a `CycleGAN` trains them.
+
+    Nothing in the losses of a CycleGAN says that particles become white: "black particles on white" is as consistent,
+    and a run that takes this turn early never comes back. So each generator first imitates a rough guess: a threshold
+    of the micrograph, and the mask painted in two grey values. A batch is `(a, rough b of a, b, rough a of b)`.
+
+    Args:
+        generator_a, generator_b: see `CycleGAN`.
+        optimizer: of both.
+    """
+
+    def __init__(self, generator_a: keras.Model, generator_b: keras.Model, *, optimizer: OptimizerSettings = ADAM):
+        self.networks = {"generator_a": generator_a, "generator_b": generator_b}
+        self.pools: dict[str, ImagePool] = {}
+        self.settings: dict[str, Any] = {}
+        self.uses_noise = generator_b.input_shape[-1] == generator_a.output_shape[-1] + 1
+        self.optimizer = optimizer
+
+    def phases(self) -> list[Phase]:
+        return [
+            Phase("masks", ["generator_a"], self.masks_loss, 1, lambda step: step.batch[:2], self.optimizer),
+            Phase("micrographs", ["generator_b"], self.micrographs_loss, 1, self._with_noise, self.optimizer),
+        ]
+
+    def masks_loss(self, a: Any, rough: Any) -> tuple[Any, dict[str, Any]]:
+        """Mean absolute error of the masks."""
+        return ops.mean(ops.abs(self.networks["generator_a"](a, training=True) - rough)), {}
+
+    def micrographs_loss(self, b: Any, rough: Any) -> tuple[Any, dict[str, Any]]:
+        """Mean absolute error of the micrographs."""
+        return ops.mean(ops.abs(self.networks["generator_b"](b, training=True) - rough)), {}
+
+    def samples(self, predict: Callable, a: np.ndarray, b: np.ndarray) -> list[list[np.ndarray]]:
+        """Rows of two: micrograph and mask, then mask and micrograph; see `CycleGAN.samples`."""
+        made = zip([*a, *b], [*predict("generator_a", a), *predict("generator_b", self._add(b, 0))], strict=True)
+        return [[image[..., 0] for image in row] for row in made]
+
+    def _with_noise(self, step: Step) -> tuple[Any, ...]:
+        b, rough = step.batch[2:]
+        return self._add(b, step.rng), rough
+
+    def _add(self, b: np.ndarray, rng: Any) -> np.ndarray:
+        return _with_noise(b, np.random.default_rng(rng)) if self.uses_noise else b
+
+
+def _with_noise(masks: np.ndarray, rng: np.random.Generator, scale: float = 1.0) -> np.ndarray:
+    noise = np.float32(scale) * rng.standard_normal((*masks.shape[:-1], 1), np.float32)
+    return np.concatenate([masks, noise], axis=-1)
 
 
 def _squares(wanted: float, scores: Any) -> Any:

@@ -21,6 +21,7 @@ SMALL = {
     "translation_filters": 4,
     "translation_num_blocks": 1,
     "translation_discriminator_filters": 4,
+    "translation_guide_steps": 3,
     "translation_epochs": 2,
     "translation_steps_per_epoch": 3,
     "translation_mixed_precision": False,

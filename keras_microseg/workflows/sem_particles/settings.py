@@ -40,6 +40,8 @@ class TranslationSettings:
         average: momentum of the average of the generators' weights; 0 = none.
         mixed_precision: compute in bfloat16.
         noise_input: give the mask -> image network a channel of noise, of which it makes grain and substrate.
+        guide_steps: steps at the beginning in which the generators imitate a threshold and a painted mask, so that they
+            do not exchange particles and ground; 0 = none.
         match_coverage: give the discriminators masks and images with the same share of particles.
         min_foreground: least share of particles in a tile of a micrograph.
     """
@@ -65,6 +67,7 @@ class TranslationSettings:
     average: float = 0.995
     mixed_precision: bool = True
     noise_input: bool = True
+    guide_steps: int = 150
     match_coverage: bool = True
     min_foreground: float = 0.05
 
@@ -80,7 +83,7 @@ class TranslationSettings:
         ):
             check_number(name, getattr(self, name), minimum=1, integer=True)
         check_number("tile", self.tile, minimum=64, integer=True)
-        for name in ("num_blocks", "pool_size"):
+        for name in ("num_blocks", "pool_size", "guide_steps"):
             check_number(name, getattr(self, name), minimum=0, integer=True)
         for name in ("discriminator_noise", "cycle_weight"):
             check_number(name, getattr(self, name), minimum=0)
@@ -357,7 +360,7 @@ _PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "tile": 384, "filters": 64, "num_blocks": 9, "num_levels": 3, "resize_convolution": False,
             "discriminator_filters": 128, "batch_size": 5, "epochs": 50, "steps_per_epoch": 200, "learning_rate": 2e-4,
             "decay_start": 0.75, "identity_weights": (0.5, 0.5), "average": 0.0, "mixed_precision": False,
-            "noise_input": False, "match_coverage": False, "min_foreground": 0.1,
+            "noise_input": False, "guide_steps": 0, "match_coverage": False, "min_foreground": 0.1,
         },
         "pairs": {"count": 1000, "check": "none", "drop_unpainted": True},
         "network": {

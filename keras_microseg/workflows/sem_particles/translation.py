@@ -62,10 +62,12 @@ def build_system(settings: TranslationSettings, seed: int) -> Any:
 
 def train_translation(folder: RunFolder) -> None:
     """Step `translate`."""
-    from keras_microseg.data.unpaired import UnpairedTiles, read_micrograph
+    from keras_microseg.data.unpaired import GuideTiles, UnpairedTiles, read_micrograph
     from keras_microseg.training.adversarial import train_adversarial
+    from keras_microseg.training.cyclegan import GuidedStart
     from keras_microseg.training.monitors import StopOnDrift, TranslationScores
     from keras_microseg.training.previews import SamplePictures
+    from keras_microseg.training.schedules import OptimizerSettings
 
     settings: Settings = folder.settings
     chosen, facts = settings.translation, read_facts(folder)
@@ -88,6 +90,24 @@ def train_translation(folder: RunFolder) -> None:
     names = ("generator_a", "generator_b")
     scores = TranslationScores(*judged, prepare=system.with_noise, polarity=facts["polarity"])
     out = folder.directory(TRANSLATION)
+    if chosen.guide_steps:
+        guide = GuidedStart(
+            system.networks["generator_a"],
+            system.networks["generator_b"],
+            optimizer=OptimizerSettings("adam", 1e-3, schedule="constant"),
+        )
+        tiles = GuideTiles(micrographs, masks, chosen.guide_steps, chosen.batch_size, seeds[3], **options)
+        train_adversarial(
+            guide,
+            tiles,
+            epochs=1,
+            out_dir=out / "guide",
+            seed=settings.seed,
+            resume=True,
+            mixed_precision=chosen.mixed_precision,
+            callbacks=[SamplePictures([array[:4] for array in judged], out / "guide")],
+            checkpoint_steps=50,
+        )
     result = train_adversarial(
         system,
         data,
