@@ -109,7 +109,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "size": 160,
         "partners": {"any": 2.0, "first": 1.0, "last": 1.0},
         "balance": 0.25,
-        "epochs": 20,
+        "epochs": 12,
         "steps_per_epoch": 100,
         "batch_size": 8,
         "optimizer": _COSINE,
