@@ -122,7 +122,7 @@ def usable_images(folder: RunFolder) -> list[tuple[Path, dict[str, Any]]]:
 def _make_finder(settings: Settings) -> Any:
     """`find(grey) -> labels`: the model that ships with the package, or no network where it shall not be used."""
     if settings.network.start == "none" and settings.pairs.check != "network":
-        return lambda grey: segment_classical(grey, polarity=settings.polarity)
+        return segment_classical
     from keras_microseg.inference import Segmenter
 
     segmenter = Segmenter("default")

@@ -11,6 +11,7 @@ from skimage.transform import resize
 from keras_microseg import io
 from keras_microseg.simulation.masks import MaskSettings, Particles
 from keras_microseg.simulation.outlines import read_outlines
+from keras_microseg.workflows.match_masks import match_labels
 from keras_microseg.workflows.sem_particles.look import read_facts, usable_images
 from keras_microseg.workflows.sem_particles.settings import Settings
 from keras_microseg.workflows.simulate_masks import simulate_masks
@@ -60,8 +61,6 @@ def make_outlines(folder: RunFolder) -> None:
 
 def make_masks(folder: RunFolder) -> None:
     """Step `masks`: masks with the coverage, sizes and clustering of the images, as files."""
-    from keras_microseg.workflows.match_masks import match_labels
-
     settings: Settings = folder.settings
     facts = read_facts(folder)
     particles = Particles.load(folder.path / PARTICLES)

@@ -13,6 +13,8 @@ from keras_microseg import io
 from keras_microseg.checks import FileError, UserError
 from keras_microseg.image import Image
 from keras_microseg.segmentation.classical import segment_classical
+from keras_microseg.segmentation.filtering import filter_by_brightness
+from keras_microseg.segmentation.labeling import cut_touching
 from keras_microseg.workflows.sem_particles.look import read_facts, usable_images
 from keras_microseg.workflows.sem_particles.settings import Settings, TranslationSettings
 from keras_microseg.workflows.steps import RunFolder, read_json, write_json
@@ -74,7 +76,8 @@ def train_translation(folder: RunFolder) -> None:
     micrographs = [
         read_micrograph(
             path, info_bar=entry["info_bar"], contrast=settings.contrast, polarity=facts["polarity"],
-            foreground=np.asarray(io.read_labels(folder.path / entry["labels"]).data), scale=facts["scale"],
+            scale=facts["scale"],
+            foreground=cut_touching(np.asarray(io.read_labels(folder.path / entry["labels"]).data)),
         )
         for path, entry in usable_images(folder)
     ]  # fmt: skip
@@ -149,7 +152,6 @@ def make_pairs(folder: RunFolder) -> None:
     """Step `pairs`: a micrograph for every mask, checked by a segmentation that has not seen the mask."""
     from keras_microseg import backend
     from keras_microseg.models.saving import load_model
-    from keras_microseg.segmentation.filtering import filter_by_brightness
 
     settings: Settings = folder.settings
     facts = read_facts(folder)
@@ -175,7 +177,7 @@ def make_pairs(folder: RunFolder) -> None:
         image = np.rint(image * 255).astype(np.uint8)
         kept = labels
         if settings.pairs.drop_unpainted and labels.any():
-            kept = filter_by_brightness(labels, image, polarity=facts["polarity"])
+            kept = filter_by_brightness(labels, image, polarity=facts["polarity"]).labels
         found = find(image)
         union = np.count_nonzero((found > 0) | (kept > 0))
         agreement = np.count_nonzero((found > 0) & (kept > 0)) / union if union else 1.0
@@ -215,6 +217,8 @@ def judge_pairs(facts: dict[str, dict[str, Any]], least: float | None, check: st
     Raises:
         UserError: fewer than ten pairs are left.
     """
+    if not facts:
+        raise UserError("No micrograph could be made of any mask; manifest.json says why.")
     values = np.array([entry["agreement"] for entry in facts.values()])
     if check == "none":
         limit = 0.0
