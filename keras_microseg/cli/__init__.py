@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from keras_microseg import __version__
-from keras_microseg.cli import commands, filament, filament_networks, sem, volume
+from keras_microseg.cli import classify, commands, filament, filament_networks, sem, volume
 from keras_microseg.cli.shared import Group
 
 app = typer.Typer(
@@ -51,3 +51,4 @@ filament.app.registered_commands += filament_networks.app.registered_commands
 app.add_typer(filament.app, name="filament")
 app.add_typer(sem.app, name="sem")
 app.add_typer(volume.app, name="volume")
+app.add_typer(classify.app, name="classify")

@@ -3,7 +3,7 @@
 Readers of single formats are imported when a file needs them; this package itself loads in milliseconds.
 """
 
-from keras_microseg.io.files import atomic_path, find_images, natural_key, write_errors
+from keras_microseg.io.files import atomic_path, find_images, is_zarr, natural_key, write_errors
 from keras_microseg.io.formats import guess_axes
 from keras_microseg.io.images import open_image, read_grey, write_image
 from keras_microseg.io.info_bar import find_info_bar
@@ -21,6 +21,7 @@ __all__ = [
     "find_images",
     "find_info_bar",
     "guess_axes",
+    "is_zarr",
     "natural_key",
     "open_image",
     "open_volume",

@@ -117,6 +117,8 @@ class VolumeWriter:
         wanted = tuple(chunks) if chunks is not None and self.kind == ".zarr" else default
         self.chunks = tuple(min(int(c), n) for c, n in zip(wanted, shape, strict=True))
         self.voxel_size, self.facts = voxel_size, facts
+        if voxel_size is not None:
+            facts["voxel_size"] = dataclasses.asdict(voxel_size)
         text = json.dumps([list(shape), str(dtype), list(self.chunks), key], sort_keys=True, default=str)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.part = path.with_name(f"{path.stem}.part{path.suffix}")
@@ -193,18 +195,19 @@ class VolumeWriter:
                 import zarr
 
                 group = zarr.open_group(self.part, mode="r+")
-                group.attrs[_FACTS] = {**group.attrs[_FACTS], "complete": True}
+                group.attrs[_FACTS] = {**group.attrs[_FACTS], **_plain(self.facts), "complete": True}
                 if self.path.exists():
                     shutil.rmtree(self.path)
             sources.release(self.path)
             os.replace(self.part, self.path)
             if self.kind != ".zarr":
-                note = {"key": self.key, **self.facts}
-                if self.voxel_size is not None:
-                    note["voxel_size"] = dataclasses.asdict(self.voxel_size)
-                _sidecar(self.path).write_text(json.dumps(note, default=str), "utf-8")
+                _sidecar(self.path).write_text(json.dumps({"key": self.key, **_plain(self.facts)}), "utf-8")
             self.list_path.unlink(missing_ok=True)
         self.complete = True
+
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        """Provenance known only later; stored with `finish`."""
+        self.facts.update(facts)
 
     def abandon(self) -> None:
         """Remove the unfinished output and its list."""
@@ -240,7 +243,7 @@ class VolumeWriter:
     def _begin_zarr(self) -> None:
         import zarr
 
-        facts = json.loads(json.dumps({"key": self.key, "complete": False, **self.facts}, default=str))
+        facts = _plain({"key": self.key, "complete": False, **self.facts})
         names = "zyxc"[: self.ndim]
         axes: list[dict[str, str]] = [{"name": name, "type": "channel" if name == "c" else "space"} for name in names]
         scale = [1.0] * self.ndim
@@ -320,13 +323,23 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def sidecar_facts(path: Path) -> dict[str, Any]:
-    """What `VolumeWriter.finish` noted beside a TIFF or `.npy` volume; empty without."""
+def volume_facts(path: Path) -> dict[str, Any]:
+    """Provenance that a `VolumeWriter` stored with the volume at `path`; empty for volumes of others."""
+    if files.is_zarr(path):
+        import zarr
+
+        note = dict(zarr.open(path, mode="r").attrs).get(_FACTS, {})
+        return dict(note) if isinstance(note, dict) else {}
     try:
         note = json.loads(_sidecar(path).read_text(encoding="utf-8"))
         return note if isinstance(note, dict) and "key" in note else {}
     except (OSError, ValueError):
         return {}
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """Values as JSON holds them."""
+    return json.loads(json.dumps(facts, default=str))
 
 
 def _name(block: Any) -> str:

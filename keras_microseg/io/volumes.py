@@ -23,7 +23,7 @@ from keras_microseg.image import Image, LazyArray, PixelSize
 from keras_microseg.io import files, raw_volumes, sources
 from keras_microseg.io.images import open_image, read_grey
 from keras_microseg.io.metadata import readable
-from keras_microseg.io.volume_writer import check_disk_space, sidecar_facts
+from keras_microseg.io.volume_writer import check_disk_space, volume_facts
 
 SLICE_SUFFIXES = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
 _PILLOW_BITS = {
@@ -65,7 +65,7 @@ def open_volume(
 
     Returns:
         `Image` of axes `ZYX` with lazy data in the stored type. `pixel_size` is None when the edge lengths are not all
-        known. `metadata`: `format`, `warnings`, for slices `slice_numbers`.
+        known. `metadata`: `format`, `warnings`; `slice_numbers` of slices; `provenance` of volumes written by us.
 
     Raises:
         FileError: missing, damaged, several arrays without a default, slices that differ in size or type, gaps.
@@ -143,11 +143,19 @@ def _open_file(path: Path, dataset: str | None, axes: str | None) -> Image:
             f"holds {what} (axes {image.axes}, shape {image.shape}), not one grey volume.",
             "Name its axes with axes= ('ZYX'), or save one channel or time alone.",
         )
-    if image.pixel_size is None:
-        size = sidecar_facts(path).get("voxel_size")
-        if size is not None:
-            image = dataclasses.replace(image, pixel_size=PixelSize(**size))
-    return image
+    note = volume_facts(path)
+    if note.get("voxel_size") is not None:  # the same size, but it names its first source
+        image = dataclasses.replace(image, pixel_size=PixelSize(**note["voxel_size"]))
+    numbers = note.get("slice_numbers")
+    if numbers is not None and len(numbers) == image.shape[0]:
+        image = dataclasses.replace(image, metadata={**image.metadata, "slice_numbers": numbers})
+    if note.get("warnings"):
+        image = dataclasses.replace(
+            image, metadata={**image.metadata, "warnings": [*image.metadata.get("warnings", []), *note["warnings"]]}
+        )
+    hidden = ("key", "complete", "slice_numbers", "voxel_size", "warnings")
+    provenance = {key: value for key, value in note.items() if key not in hidden}
+    return dataclasses.replace(image, metadata={**image.metadata, "provenance": provenance}) if provenance else image
 
 
 def _with_plane_size(image: Image, size: PixelSize) -> Image:

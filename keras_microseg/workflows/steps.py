@@ -365,7 +365,7 @@ class RunFolder:
             path = self.path / name
             if root in path.resolve().parents and path.exists():
                 try:
-                    if name.endswith("/"):
+                    if name.endswith("/") or io.is_zarr(path):
                         shutil.rmtree(path)
                     elif path.is_file():
                         path.unlink()
