@@ -234,19 +234,19 @@ def split_by_distance(
     )
 
 
-def split_as_published(mask: np.ndarray, *, archive: bool = False) -> np.ndarray:
+def split_as_published(mask: np.ndarray, *, min_distance: int = 9, archive: bool = False) -> np.ndarray:
     """Separate particles as the source system does; the result is a mask, not labels.
 
-    Distance, Gaussian 1 px, peaks at least 9 px apart and 9 px from the frame, watershed with lines, regions without a
-    peak vanish, `separate_8_to_4` last. Release 1.2.0 floods 8-connected; the scripts of the publication (`archive`)
-    flood 4-connected and then fill holes with a 3 x 3 structure.
+    Distance, Gaussian 1 px, peaks at least `min_distance` px apart and as far from the frame, watershed with lines,
+    regions without a peak vanish, `separate_8_to_4` last. Release 1.2.0 floods 8-connected; the scripts of the
+    publication (`archive`) flood 4-connected and then fill holes with a 3 x 3 structure.
 
     Returns:
         Boolean (H, W) mask; particles are its 4-connected components.
     """
     labels = split_by_distance(
         mask,
-        9,
+        min_distance,
         border=None,
         connectivity=4 if archive else 8,
         draw_lines=True,

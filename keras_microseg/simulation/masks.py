@@ -282,7 +282,7 @@ def simulate_mask(
         goal = float(np.interp(rng.random(), np.linspace(0, 1, len(settings.coverage)), settings.coverage))
         # what overlap and the rim leave of them is enough; drawing ends when the goal is reached
         mean_area = np.pi / 4 * median**2 * math.exp(2 * (settings.diameter[1] if settings.diameter else 0.3) ** 2)
-        enough = -(6 if settings.mode == "clusters" else 3) * math.log(1 - goal)
+        enough = -(3 / (1 - goal) if settings.mode == "clusters" else 3) * math.log(1 - goal)
         number = math.ceil(enough * height * width / mean_area) + 10 if goal > 0 else 0
     else:
         number = int(rng.integers(settings.count[0], settings.count[1], endpoint=True))

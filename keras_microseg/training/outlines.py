@@ -84,7 +84,7 @@ class OutlineSettings:
 PRESETS: Mapping[str, OutlineSettings] = {
     "paper": OutlineSettings(),
     "fast": OutlineSettings(
-        epochs=150, batch_size=32, size=32, filters=16, latent_size=32, mixing="uniform", learning_rate=5e-4,
+        epochs=80, batch_size=32, size=32, filters=16, latent_size=32, mixing="uniform", learning_rate=5e-4,
         average=0.99, turns=True, check_every=10,
     ),
     "gpu": OutlineSettings(epochs=1500, mixing="uniform", average=0.999, turns=True, critic_updates=5, check_every=50),
