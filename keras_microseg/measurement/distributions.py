@@ -154,7 +154,7 @@ def size_distribution(
         table: particle table of `measure_particles`, of one image or of several (`combine_tables`), or (n,) sizes.
         column: the size, for example "equivalent_diameter" or "feret_min".
         weight: "number"; "area" weighs each particle with its column `area` (plain sizes: x^2); "volume" with area^1.5
-            (plain sizes: x^3).
+            (plain sizes: x^3). Tables of volumes have the column `volume`: weights volume^(2/3) and volume.
         border: "correct" leaves out particles that touch the frame and weighs the others after Miles and Lantuejoul
             (needs the columns `edge_weight` and `touches_border`); "exclude" only leaves them out; "include" takes all.
             None: "correct" when the columns are there, else "include".
@@ -231,10 +231,24 @@ def miles_lantuejoul_weights(
 
     Reference: Miles (1974); Lantuejoul (1980); ISO 13322-1:2014, correction for particles cut by the edge.
     """
-    height, width = frame_shape
+    return edge_weights(np.stack([heights, widths], axis=-1), frame_shape, touches_border)
+
+
+def edge_weights(sides: np.ndarray, frame_shape: tuple[int, ...], touches_border: np.ndarray) -> np.ndarray:
+    """`miles_lantuejoul_weights` for any number of axes.
+
+    Args:
+        sides: (n, ndim) sides of the bounding boxes, pixels.
+        frame_shape: lengths of the axes, pixels.
+        touches_border: (n,) bool.
+
+    Returns:
+        (n,) float64 weights: the product over the axes of N / (N - side - 1), 0 for objects at the border.
+    """
     inside = ~np.asarray(touches_border, bool)
-    places = np.where(inside, (height - heights - 1.0) * (width - widths - 1.0), 1.0)
-    return np.where(inside, height * width / places, 0.0)
+    shape = np.array(frame_shape, np.float64)
+    places = np.where(inside, np.prod(shape - sides - 1.0, axis=-1), 1.0)
+    return np.where(inside, np.prod(shape) / places, 0.0)
 
 
 def summarize_sizes(
@@ -327,6 +341,8 @@ def _values_and_weights(
             raise UserError(f"Sizes must be a 1-D array or a particle table. Received: shape {values.shape}")
     if weight == "number":
         weights = np.ones(len(values))
+    elif isinstance(table, pd.DataFrame) and "volume" in table.columns:
+        weights = table["volume"].to_numpy(np.float64) ** (_POWER[weight] / 3)
     elif isinstance(table, pd.DataFrame) and "area" in table.columns:
         weights = table["area"].to_numpy(np.float64) ** (_POWER[weight] / 2)
     else:

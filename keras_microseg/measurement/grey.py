@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from keras_microseg.measurement.runs import expand, segment_reduce, segment_sum
+from keras_microseg.segmentation.runs import expand, segment_reduce, segment_sum
 
 _NAMES = ("mean", "median", "min", "max", "std")
 

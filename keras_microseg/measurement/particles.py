@@ -1,4 +1,4 @@
-"""`measure_particles`: from a label image to one row of numbers per particle."""
+"""`measure_particles`: from a label image or label volume to one row of numbers per particle."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
 from keras_microseg.checks import UserError, standardize_tuple
 from keras_microseg.image import METRES, Image, PixelSize, normalize_unit
-from keras_microseg.measurement.distributions import miles_lantuejoul_weights
-from keras_microseg.measurement.grey import grey_statistics
-from keras_microseg.measurement.quantities import QUANTITIES, select_quantities
-from keras_microseg.measurement.runs import LabelRuns, expand, find_runs, object_chunks, segment_reduce, segment_sum
+from keras_microseg.measurement.objects import ObjectMeasurer
+from keras_microseg.measurement.quantities import describe_formulas, quantities_of, select_quantities
 from keras_microseg.measurement.shape import (
     Calipers,
     Polygons,
@@ -26,8 +23,8 @@ from keras_microseg.measurement.shape import (
     polygon_areas,
     polygon_perimeters,
 )
-
-_CHUNK_PIXELS = 1 << 18
+from keras_microseg.measurement.solids import SOLID_FORMULAS, SolidMeasurer
+from keras_microseg.segmentation.runs import find_runs, segment_reduce
 
 
 def measure_particles(
@@ -35,51 +32,63 @@ def measure_particles(
     *,
     intensity: Any = None,
     pixel_size: PixelSize | None = None,
-    origin: tuple[int, int] | None = None,
+    origin: tuple[int, ...] | None = None,
     quantities: Iterable[str] | None = None,
 ) -> pd.DataFrame:
-    """Measure every particle of a label image.
+    """Measure every particle of a label image or label volume.
 
     Args:
-        labels: (H, W) integers, 0 = background, any positive labels, gaps allowed; an array, a lazy array, or an
-            `Image` with axes "YX" (then its pixel size and origin are used unless given).
-        intensity: (H, W) grey values, array or `Image`; non-finite pixels are left out of the statistics.
-        pixel_size: edge lengths of a pixel, square or not. None = unknown: lengths are in "px", areas in "px²".
-        origin: (y, x) of the first pixel in the whole image, added to centroids and bounding boxes; default (0, 0).
+        labels: (H, W) or (D, H, W) integers, 0 = background, any positive labels, gaps allowed; an array, a lazy
+            array, or an `Image` with axes "YX" or "ZYX" (then its pixel size and origin are used unless given).
+        intensity: grey values of the same shape, array or `Image`; non-finite pixels are left out of the statistics.
+        pixel_size: edge lengths of a pixel (voxel), equal or not; one number stands for all axes. None = unknown:
+            lengths are in "px", areas in "px²", volumes in "px³", all edges taken as equal.
+        origin: position of the first pixel in the whole image, added to centroids and bounding boxes; default 0.
         quantities: names of the columns wanted, see below; None = all but those marked "on request". Only what is
             needed is computed.
 
     Returns:
-        DataFrame with one row per particle, ascending `label` first. `attrs` holds `unit`, `pixel_size` ([y, x] or
-        None), `pixel_size_source`, `origin`, `frame_shape` ([H, W]) and `units` (unit of every column).
+        DataFrame with one row per particle, ascending `label` first. `attrs` holds `unit`, `pixel_size` (one edge per
+        axis, or None), `pixel_size_source`, `origin`, `frame_shape` and `units` (unit of every column).
 
     Raises:
-        UserError: labels not two-dimensional or not whole numbers, an image of another size, an unknown quantity.
+        UserError: labels not 2D or 3D or not whole numbers, an image of another shape, an unknown quantity, a voxel
+            size without z.
 
-    Conventions: a pixel is a square of its full size, so a row of N pixels is N long. Positions are in pixels with
-    pixel centres at whole numbers. Angles are in degrees from +x, counter-clockwise on the screen. Non-square pixels
-    are handled in every quantity. skimage.measure differs by convention in two places: its moments are those of pixel
-    centres (here 1/12 of a squared pixel is added per axis), its hull joins the middles of pixel edges (here corners).
-
-    Quantities:
+    Conventions: a pixel is a square of its full size, so a row of N pixels is N long; a voxel is a box likewise.
+    Positions are in pixels with pixel centres at whole numbers. Angles are in degrees from +x, counter-clockwise on the
+    screen. Pixels that are not square are handled in every quantity. skimage.measure differs by convention in two
+    places: its moments are those of pixel centres (here 1/12 of a squared pixel is added per axis), its hull joins the
+    middles of pixel edges (here corners).
     """
     if isinstance(labels, Image):
+        if pixel_size is None and labels.pixel_size is None and "pixel_size_yx" in labels.metadata:
+            raise UserError(
+                f"{labels.name}: the file tells the pixel size in the slices but not the distance of the slices. "
+                "Pass the voxel size, for example '2 x 0.65 x 0.65 um' (z, y, x)."
+            )
         pixel_size = labels.pixel_size if pixel_size is None else pixel_size
         origin = labels.origin if origin is None else origin
         labels = labels.data
     intensity = intensity.data if isinstance(intensity, Image) else intensity
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     intensity = np.asarray(intensity) if intensity is not None and not hasattr(intensity, "dtype") else intensity
-    origin = standardize_tuple((0, 0) if origin is None else origin, 2, "origin", minimum=None)
-    size = _edge_lengths(pixel_size)
-    chosen = select_quantities(quantities, has_intensity=intensity is not None)
+    ndim = len(labels.shape)
+    if ndim not in (2, 3):
+        raise UserError(f"`labels` must be a 2-D label image or a 3-D label volume. Received: shape {labels.shape}")
+    origin = standardize_tuple((0,) * ndim if origin is None else origin, ndim, "origin", minimum=None)
+    size = _edge_lengths(pixel_size, ndim)
+    chosen = select_quantities(quantities, has_intensity=intensity is not None, ndim=ndim)
 
     needs_grey = any(quantity.kind == "grey" for quantity in chosen)
     runs = find_runs(labels, intensity if needs_grey else None)
-    measurer = ParticleMeasurer(runs, size, origin)
+    if ndim == 2:
+        formulas, measurer = FORMULAS, ParticleMeasurer(runs, size, origin)
+    else:
+        formulas, measurer = SOLID_FORMULAS, SolidMeasurer(runs, size, origin, labels)
     huge = len(runs.labels) and int(runs.labels[-1]) > np.iinfo(np.int64).max
     columns = {"label": runs.labels.astype(np.uint64 if huge else np.int64)}
-    columns |= {quantity.name: FORMULAS[quantity.name](measurer) for quantity in chosen}
+    columns |= {quantity.name: formulas[quantity.name](measurer) for quantity in chosen}
 
     table = pd.DataFrame(columns)
     unit = "px" if pixel_size is None else pixel_size.unit
@@ -94,24 +103,18 @@ def measure_particles(
     return table
 
 
-def _edge_lengths(pixel_size: PixelSize | None) -> tuple[float, float]:
-    """(s_y, s_x); 1 pixel when unknown."""
+def _edge_lengths(pixel_size: PixelSize | None, ndim: int) -> tuple[float, ...]:
+    """(s_y, s_x) or (s_z, s_y, s_x); 1 pixel when unknown."""
     if pixel_size is None:
-        return 1.0, 1.0
+        return (1.0,) * ndim
     if not isinstance(pixel_size, PixelSize):
         raise UserError(f"`pixel_size` must be a PixelSize or None, e.g. PixelSize.parse('1.2nm'). Got {pixel_size!r}")
-    if len(pixel_size.size) > 2:
-        raise UserError(f"`pixel_size` must have 1 or 2 numbers for a 2-D image. Received: {pixel_size.size}")
-    return pixel_size.size[0], pixel_size.size[-1]
-
-
-def _document_quantities(indent: str = "        ") -> str:
-    lines = []
-    for quantity in QUANTITIES.values():
-        formula = f" {quantity.formula}:" if quantity.formula else ""
-        note = "" if quantity.is_default else " On request."
-        lines.append(f"{indent}{quantity.name}:{formula} {quantity.meaning} [{quantity.reference}].{note}")
-    return "\n".join(lines)
+    if len(pixel_size.size) == 1:
+        return pixel_size.size * ndim
+    if len(pixel_size.size) != ndim:
+        what = "2-D image" if ndim == 2 else "volume (z, y, x)"
+        raise UserError(f"`pixel_size` must have 1 or {ndim} numbers for a {what}. Received: {pixel_size.size}")
+    return pixel_size.size
 
 
 def convert_table(table: pd.DataFrame, unit: str) -> pd.DataFrame:
@@ -131,10 +134,11 @@ def convert_table(table: pd.DataFrame, unit: str) -> pd.DataFrame:
         )
     factor = METRES[old] / METRES[unit]
     converted = table.copy()
-    known = {name: QUANTITIES[name] for name in table.columns if name in QUANTITIES}
+    quantities = quantities_of(len(table.attrs.get("frame_shape") or (0, 0)))
+    known = {name: quantities[name] for name in table.columns if name in quantities}
     for name, quantity in known.items():
-        if quantity.kind in ("length", "area"):
-            converted[name] = table[name] * factor ** (2 if quantity.kind == "area" else 1)
+        if quantity.kind in ("length", "area", "volume"):
+            converted[name] = table[name] * factor ** ("length", "area", "volume").index(quantity.kind) * factor
     size = table.attrs.get("pixel_size")
     converted.attrs |= {"unit": unit, "pixel_size": None if size is None else [edge * factor for edge in size]}
     converted.attrs["units"] = table.attrs.get("units", {}) | {name: q.unit(unit) for name, q in known.items()}
@@ -179,69 +183,14 @@ def combine_tables(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return combined
 
 
-class ParticleMeasurer:
-    """Computes quantities of all particles when asked, each intermediate result once.
-
-    Args:
-        runs: the label image as runs.
-        size: (s_y, s_x) edge lengths of a pixel in real units.
-        origin: (y, x) of the first pixel in the whole image, pixels.
-    """
-
-    def __init__(self, runs: LabelRuns, size: tuple[float, float], origin: tuple[int, int]):
-        self.runs, self.size, self.origin = runs, size, origin
-        self.pixel_area = size[0] * size[1]
-
-    @cached_property
-    def pixel_count(self) -> np.ndarray:
-        _, _, x0, x1 = self.runs.sorted
-        return segment_sum(x1 - x0, self.runs.starts)
-
-    @cached_property
-    def area(self) -> np.ndarray:
-        return self.pixel_count * self.pixel_area
-
-    @cached_property
-    def box(self) -> np.ndarray:
-        """(n, 4) int64 y0, x0, y1, x1, half-open, pixels of the array."""
-        _, y, x0, x1 = self.runs.sorted
-        first, last = self.runs.starts[:-1], self.runs.starts[1:] - 1
-        low, high = (segment_reduce(f, v, self.runs.starts) for f, v in ((np.minimum, x0), (np.maximum, x1)))
-        return np.stack([y[first], low, y[last] + 1, high], axis=1)
-
-    @cached_property
-    def touches_border(self) -> np.ndarray:
-        height, width = self.runs.shape
-        y0, x0, y1, x1 = self.box.T
-        return (y0 == 0) | (x0 == 0) | (y1 == height) | (x1 == width)
-
-    @cached_property
-    def edge_weight(self) -> np.ndarray:
-        y0, x0, y1, x1 = self.box.T
-        return miles_lantuejoul_weights(y1 - y0, x1 - x0, self.runs.shape, self.touches_border)
+class ParticleMeasurer(ObjectMeasurer):
+    """Quantities of the particles of an image, computed when asked, each intermediate result once."""
 
     @cached_property
     def moments(self) -> tuple[np.ndarray, ...]:
-        """Centroid (y, x) in pixels of the array and central second moments (yy, xx, xy) / area in pixels squared.
-
-        Sums over a run are closed forms, taken from the corner of the bounding box; 1/12 is the moment of one square.
-        """
-        owner, y, x0, x1 = self.runs.sorted
-        y, x0, x1 = y - self.box[owner, 0], x0 - self.box[owner, 1], x1 - self.box[owner, 1]
-        length, twice = x1 - x0, x0 + x1 - 1  # the sum of the columns of a run is length * twice / 2
-        squares = _sum_of_squares(x1) - _sum_of_squares(x0)
-        add = [
-            segment_sum(part.astype(np.float64), self.runs.starts) / self.pixel_count
-            for part in (length * y, length * twice / 2, length * y * y, squares, length * y * twice / 2)
-        ]
-        mean_y, mean_x, yy, xx, xy = add
-        return (
-            mean_y + self.box[:, 0],
-            mean_x + self.box[:, 1],
-            np.maximum(yy - mean_y**2, 0) + 1 / 12,
-            np.maximum(xx - mean_x**2, 0) + 1 / 12,
-            xy - mean_x * mean_y,
-        )
+        """Centroid (y, x) in pixels of the array and central second moments (yy, xx, xy) / area in pixels squared."""
+        centre, second = self.central_moments
+        return centre[:, 0], centre[:, 1], second[:, 0, 0], second[:, 1, 1], second[:, 0, 1]
 
     @cached_property
     def ellipse(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -261,7 +210,7 @@ class ParticleMeasurer:
 
     @cached_property
     def hull_area(self) -> np.ndarray:
-        return polygon_areas(self.hulls) * self.pixel_area
+        return polygon_areas(self.hulls) * (self.size[0] * self.size[1])
 
     @cached_property
     def hull_perimeter(self) -> np.ndarray:
@@ -275,7 +224,7 @@ class ParticleMeasurer:
         """Perimeter from the boundary crossings of grid lines along rows, columns and both diagonals together."""
         size_y, size_x = self.size
         slope = np.arctan2(size_y, size_x) / np.pi  # share of all directions that the rows stand for
-        spacing = self.pixel_area / np.hypot(size_y, size_x)
+        spacing = (self.size[0] * self.size[1]) / np.hypot(size_y, size_x)
         total = slope * size_y * rows + (0.5 - slope) * size_x * columns + 0.25 * spacing * diagonals
         return np.pi / 2 * total
 
@@ -300,7 +249,7 @@ class ParticleMeasurer:
     @cached_property
     def geodesic(self) -> tuple[np.ndarray, np.ndarray]:
         """Length and thickness of a fibre from area = length * thickness and perimeter = 2 * (length + thickness)."""
-        root = self.perimeter**2 - 16 * self.area
+        root = self.perimeter**2 - 16 * self.content
         root = np.sqrt(np.where(root >= 0, root, np.nan))
         return (self.perimeter + root) / 4, (self.perimeter - root) / 4
 
@@ -308,41 +257,10 @@ class ParticleMeasurer:
     def touching_neighbours(self) -> np.ndarray:
         return np.bincount(self.runs.adjacency[2].ravel(), minlength=len(self.runs.labels))
 
-    @cached_property
-    def nearest_distance(self) -> np.ndarray:
-        points = np.stack(self.moments[:2], axis=1) * self.size
-        if len(points) < 2:
-            return np.full(len(points), np.nan)
-        return cKDTree(points).query(points, k=2)[0][:, 1]
-
-    @cached_property
-    def intensity(self) -> dict[str, np.ndarray]:
-        """Mean, median, least, greatest and standard deviation of the finite grey values; NaN where there is none."""
-        runs, n = self.runs, len(self.runs.labels)
-        if runs.values is None:
-            raise UserError("Grey-value quantities need the image. Pass `intensity`, of the size of the labels.")
-        lengths = (runs.x1 - runs.x0).astype(np.int64)
-        begin = (np.cumsum(lengths) - lengths)[runs.order]
-        lengths = lengths[runs.order]
-        pixels = np.concatenate([[0], np.cumsum(self.pixel_count)])
-        result = {name: np.full(n, np.nan) for name in ("mean", "median", "min", "max", "std")}
-        for first, stop in object_chunks(pixels, _CHUNK_PIXELS):
-            part = slice(runs.starts[first], runs.starts[stop])
-            values = runs.values[expand(begin[part], lengths[part])]
-            for name, numbers in grey_statistics(values, self.pixel_count[first:stop]).items():
-                result[name][first:stop] = numbers
-        return result
-
-
-def _sum_of_squares(n: np.ndarray) -> np.ndarray:
-    """0 + 1 + 4 + ... + (n - 1)**2 as float64."""
-    n = n.astype(np.float64)
-    return n * (n - 1) * (2 * n - 1) / 6
-
 
 FORMULAS: dict[str, Callable[[ParticleMeasurer], np.ndarray]] = {
-    "area": lambda m: m.area,
-    "equivalent_diameter": lambda m: np.sqrt(4 / np.pi * m.area),
+    "area": lambda m: m.content,
+    "equivalent_diameter": lambda m: np.sqrt(4 / np.pi * m.content),
     "perimeter": lambda m: m.perimeter,
     **{name: attrgetter(f"calipers.{name}") for name in Calipers._fields},
     "ellipse_major": lambda m: m.ellipse[0],
@@ -352,14 +270,14 @@ FORMULAS: dict[str, Callable[[ParticleMeasurer], np.ndarray]] = {
     "hull_perimeter": lambda m: m.hull_perimeter,
     "aspect_ratio": lambda m: m.calipers.feret_min / m.calipers.feret_max,
     "ellipse_ratio": lambda m: m.ellipse[1] / m.ellipse[0],
-    "circularity": lambda m: np.minimum(4 * np.pi * m.area / m.perimeter**2, 1.0),
-    "circularity_iso": lambda m: np.minimum(np.sqrt(4 * np.pi * m.area) / m.perimeter, 1.0),
-    "roundness": lambda m: 4 / np.pi * m.area / m.calipers.feret_max**2,
-    "compactness": lambda m: np.sqrt(4 / np.pi * m.area) / m.calipers.feret_max,
-    "extent": lambda m: m.area / (m.calipers.feret_min * m.calipers.feret_max),
+    "circularity": lambda m: np.minimum(4 * np.pi * m.content / m.perimeter**2, 1.0),
+    "circularity_iso": lambda m: np.minimum(np.sqrt(4 * np.pi * m.content) / m.perimeter, 1.0),
+    "roundness": lambda m: 4 / np.pi * m.content / m.calipers.feret_max**2,
+    "compactness": lambda m: np.sqrt(4 / np.pi * m.content) / m.calipers.feret_max,
+    "extent": lambda m: m.content / (m.calipers.feret_min * m.calipers.feret_max),
     "convexity": lambda m: m.convexity,
-    "solidity": lambda m: m.area / m.hull_area,
-    "completeness": lambda m: 4 / np.pi * m.area / (m.ellipse[0] * m.ellipse[1]),
+    "solidity": lambda m: m.content / m.hull_area,
+    "completeness": lambda m: 4 / np.pi * m.content / (m.ellipse[0] * m.ellipse[1]),
     "geodesic_length": lambda m: m.geodesic[0],
     "geodesic_thickness": lambda m: m.geodesic[1],
     "elongation": lambda m: m.geodesic[1] / m.geodesic[0],
@@ -382,4 +300,9 @@ FORMULAS: dict[str, Callable[[ParticleMeasurer], np.ndarray]] = {
 
 
 if measure_particles.__doc__:  # absent under python -OO
-    measure_particles.__doc__ = f"{measure_particles.__doc__.rstrip()}\n{_document_quantities()}\n    "
+    measure_particles.__doc__ = "".join(
+        f"{part}\n" for part in (
+            measure_particles.__doc__.rstrip(), "", "    Quantities of images:", describe_formulas(2), "",
+            "    Quantities of volumes:", describe_formulas(3), "    ",
+        )
+    ).rstrip("\n")  # fmt: skip

@@ -1,7 +1,7 @@
 """The quantities of the particle table: name, unit, formula, meaning and reference in one place.
 
-Docstrings, the sheet that explains a table, and the units all come from `QUANTITIES`. To add one: a line in the table
-here and a line in `particles.FORMULAS`.
+Docstrings, the sheet that explains a table, and the units all come from `QUANTITIES` (images) and `SOLID_QUANTITIES`
+(volumes). To add one: a line in the table here and a line in `particles.FORMULAS` or `solids.SOLID_FORMULAS`.
 
 Conventions: a pixel is the square [i, i + 1] x [j, j + 1] of real size s_y x s_x, and a particle is the union of its
 squares, so no size is half a pixel short. Lengths are in the unit of the pixel size, positions in pixels of the whole
@@ -30,7 +30,7 @@ class Quantity:
 
     Attributes:
         name: column name.
-        kind: "length", "area", "ratio", "angle", "pixel", "count", "flag", "weight" or "grey".
+        kind: "length", "area", "volume", "ratio", "angle", "pixel", "count", "flag", "weight" or "grey".
         formula: definition in symbols: A area, P perimeter, x diameters; may be "".
         meaning: the same in words.
         reference: standard or source of the definition.
@@ -46,7 +46,8 @@ class Quantity:
 
     def unit(self, length: str) -> str:
         """Unit of the column when lengths are in `length`; "" for pure numbers."""
-        units = {"length": length, "area": f"{length}²", "angle": "°", "pixel": "px", "grey": "grey value"}
+        units = {"length": length, "area": f"{length}²", "volume": f"{length}³", "angle": "°", "pixel": "px"}
+        units |= {"grey": "grey value"}
         return units.get(self.kind, "")
 
 
@@ -150,38 +151,143 @@ def _read_table(text: str) -> dict[str, Quantity]:
     return quantities
 
 
+# the same for volumes; lines shared with images have the same names
+_SOLID_TABLE = """
+volume | volume | V = N s_z s_y s_x | ISO 13322-1
+    volume of the N voxel boxes, holes left out
+equivalent_diameter | length | x_V = (6 V / pi)^(1/3) | ISO 9276-6
+    diameter of the sphere of equal volume
+surface_area | area | A_mc = sum over 2 x 2 x 2 cells of marching cubes | Lorensen and Cline 1987
+    area of the marching-cubes mesh, closed at the frame; 8 to 9 % too large for smooth solids however small the voxels
+surface_area_crofton | area | A = 2 sum_k c_k N_k V_voxel / d_k | Ohser and Muecklich 2000
+    Crofton surface: N_k crossings along 13 directions of share c_k; free of that bias (spheres: within 1 %)
+sphericity | ratio | pi^(1/3) (6 V)^(2/3) / A_mc | Wadell 1935
+    surface of the sphere of equal volume over marching-cubes surface; 0.92 for a digital sphere because of its bias
+sphericity_crofton | ratio | pi^(1/3) (6 V)^(2/3) / A | Wadell 1935
+    the same with the Crofton surface: 1 = sphere
+ellipsoid_major | length | 2 sqrt(5 lambda_1) | ISO 9276-6
+    longest axis of the ellipsoid of equal second moments (inertia), of the voxel boxes
+ellipsoid_middle | length | 2 sqrt(5 lambda_2) | ISO 9276-6
+    middle axis of that ellipsoid
+ellipsoid_minor | length | 2 sqrt(5 lambda_3) | ISO 9276-6
+    shortest axis of that ellipsoid
+elongation | ratio | middle / major | Zingg 1935
+    1 = not elongated
+flatness | ratio | minor / middle | Zingg 1935
+    1 = not flat
+axis_z | ratio | unit vector | keras_microseg
+    direction of the longest axis, z component (>= 0)
+axis_y | ratio | unit vector | keras_microseg
+    direction of the longest axis, y component
+axis_x | ratio | unit vector | keras_microseg
+    direction of the longest axis, x component
+sphere_diameter | length | 2 r, least squares of |p - c|^2 - r^2 | Coope 1993
+    diameter of the sphere fitted to the surface (middles of the voxel faces, those at the frame left out)
+sphere_residual | length | rms of (|p - c|^2 - r^2) / 2 r | Coope 1993
+    how far the surface lies off that sphere; about 0.3 voxels for a perfect sphere
+sphere_z | pixel | c | Coope 1993
+    centre of that sphere, plane
+sphere_y | pixel | c | Coope 1993
+    centre of that sphere, row
+sphere_x | pixel | c | Coope 1993
+    centre of that sphere, column
+feret_min | length | x_Fmin | ISO 13322-1 | on request
+    least distance of two parallel tangent planes over 400 directions (at most 1 % too large for compact solids)
+feret_max | length | x_Fmax | ISO 13322-1 | on request
+    greatest distance of two parallel tangent planes over 400 directions (at most 0.5 % too small)
+euler_number | count | objects - handles + cavities | Ohser and Muecklich 2000
+    Euler number of the voxel boxes (26-connected): 1 = solid without handles, 2 = with one cavity
+centroid_z | pixel | mean of z | ISO 13322-1
+    centre of gravity, plane
+centroid_y | pixel | mean of y | ISO 13322-1
+    centre of gravity, row
+centroid_x | pixel | mean of x | ISO 13322-1
+    centre of gravity, column
+bbox_z0 | pixel | min z | source
+    bounding box, first plane
+bbox_y0 | pixel | min y | source
+    bounding box, first row
+bbox_x0 | pixel | min x | source
+    bounding box, first column
+bbox_z1 | pixel | max z + 1 | source
+    bounding box, one past the last plane
+bbox_y1 | pixel | max y + 1 | source
+    bounding box, one past the last row
+bbox_x1 | pixel | max x + 1 | source
+    bounding box, one past the last column
+touches_border | flag | | source
+    has a voxel on a face of the volume, so it may be cut
+edge_weight | weight | D H W / ((D - d - 1)(H - h - 1)(W - w - 1)) | Miles 1974
+    Miles-Lantuejoul weight against the loss of large particles at the frame; 0 where the particle touches it
+coordination_number | count | | keras_microseg
+    number of other particles that share a face, edge or corner with this one
+contact_area | area | | keras_microseg
+    area of the voxel faces shared with other particles
+nearest_distance | length | | keras_microseg
+    distance of the nearest other centre of gravity; empty for a single particle
+intensity_mean | grey | sum g / N | source
+    mean of the finite grey values
+intensity_median | grey | | ImageJ
+    median of the finite grey values
+intensity_min | grey | | ImageJ
+    least finite grey value
+intensity_max | grey | | ImageJ
+    greatest finite grey value
+intensity_std | grey | sqrt(sum (g - mean)^2 / N) | ImageJ
+    standard deviation of the finite grey values
+"""
+
 QUANTITIES = _read_table(_TABLE)
+SOLID_QUANTITIES = _read_table(_SOLID_TABLE)
 
 
-def select_quantities(names: Iterable[str] | None, *, has_intensity: bool) -> list[Quantity]:
+def quantities_of(ndim: int) -> dict[str, Quantity]:
+    """The quantities of images (2) or volumes (3)."""
+    return SOLID_QUANTITIES if ndim == 3 else QUANTITIES
+
+
+def describe_formulas(ndim: int, indent: str = "        ") -> str:
+    """One line per quantity, for docstrings."""
+    lines = []
+    for quantity in quantities_of(ndim).values():
+        formula = f" {quantity.formula}:" if quantity.formula else ""
+        note = "" if quantity.is_default else " On request."
+        lines.append(f"{indent}{quantity.name}:{formula} {quantity.meaning} [{quantity.reference}].{note}")
+    return "\n".join(lines)
+
+
+def select_quantities(names: Iterable[str] | None, *, has_intensity: bool, ndim: int = 2) -> list[Quantity]:
     """The quantities for `names` in the order given, or the default ones.
 
     Raises:
         UserError: an unknown name, or a grey-value quantity without an image.
     """
+    known = quantities_of(ndim)
     if names is None:
-        return [q for q in QUANTITIES.values() if q.is_default and (has_intensity or q.kind != "grey")]
+        return [q for q in known.values() if q.is_default and (has_intensity or q.kind != "grey")]
     names = [names] if isinstance(names, str) else [name for name in names if name != "label"]
-    unknown = [name for name in names if name not in QUANTITIES]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"Unknown quantities {unknown}. Choose from {', '.join(QUANTITIES)}.")
-    chosen = [QUANTITIES[name] for name in dict.fromkeys(names)]
+        raise UserError(f"Unknown quantities {unknown}. Choose from {', '.join(known)}.")
+    chosen = [known[name] for name in dict.fromkeys(names)]
     grey = [q.name for q in chosen if q.kind == "grey"]
     if grey and not has_intensity:
         raise UserError(f"{', '.join(grey)} need the image. Pass `intensity`, of the size of the labels.")
     return chosen
 
 
-def describe_quantities(names: Iterable[str] | None = None, *, unit: str = "px") -> pd.DataFrame:
+def describe_quantities(names: Iterable[str] | None = None, *, unit: str = "px", ndim: int = 2) -> pd.DataFrame:
     """The table of definitions, for a sheet beside the results.
 
     Args:
         names: quantities to list, for example the columns of a table (unknown columns are passed over); None = all.
         unit: unit of lengths.
+        ndim: 2 for images, 3 for volumes.
 
     Returns:
         DataFrame with columns quantity, unit, formula, meaning, reference.
     """
-    listed = QUANTITIES.values() if names is None else [QUANTITIES[name] for name in names if name in QUANTITIES]
+    known = quantities_of(ndim)
+    listed = known.values() if names is None else [known[name] for name in names if name in known]
     rows = [(q.name, q.unit(unit), q.formula, q.meaning, q.reference) for q in listed]
     return pd.DataFrame(rows, columns=["quantity", "unit", "formula", "meaning", "reference"])

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_microseg.checks import UserError
-from keras_microseg.measurement.runs import LabelRuns, object_chunks, segment_sum
+from keras_microseg.segmentation.runs import LabelRuns, object_chunks, segment_sum
 
 _CHUNK = 1 << 15  # runs or vertices worked on together
 _TIE = 1e-9  # relative difference below which two widths count as equal

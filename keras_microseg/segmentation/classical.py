@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from keras_microseg.checks import UserError, check_choice, check_number
 from keras_microseg.segmentation import labeling
+from keras_microseg.segmentation.basins import merge_basins
 
 _POLARITY_SIZE = 256
 _BRIGHT_UNLESS = -0.5
@@ -195,54 +196,6 @@ def estimate_background(image: np.ndarray, width: float) -> np.ndarray:
         total = ndimage.gaussian_filter(np.where(below, image - overall, 0).astype(np.float32), width)
         ground = overall + total / (weight + 1e-3)
     return ground
-
-
-def merge_basins(labels: np.ndarray, height: np.ndarray, ratio: float) -> np.ndarray:
-    """Join neighbouring regions whose pass is nearly as high as the lower of their peaks.
-
-    Of all neighbours the pair with the highest pass / lower peak is joined first; the peak of a union is the higher of
-    its two. No length enters: a pair of discs of any size is judged by its outline alone.
-
-    Args:
-        labels: (H, W) int labels, for example of a watershed.
-        height: (H, W) float, high inside the objects (distance to the background).
-        ratio: pairs with pass / lower peak > ratio are joined.
-
-    Returns:
-        int32 labels; a union has the id of its highest member.
-    """
-    labels = np.asarray(labels)
-    size = int(labels.max(initial=0)) + 1
-    peak = np.zeros(size)
-    np.maximum.at(peak, labels.ravel(), height.ravel())
-    keys, levels = [], []
-    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        here = (slice(0, labels.shape[0] - dy), slice(max(0, -dx), labels.shape[1] - max(0, dx)))
-        there = (slice(dy, None), slice(max(0, dx), labels.shape[1] + min(0, dx)))
-        a, b = labels[here], labels[there]
-        border = (a != b) & (a != 0) & (b != 0)
-        a, b = a[border].astype(np.int64), b[border].astype(np.int64)
-        keys.append(np.minimum(a, b) * size + np.maximum(a, b))
-        levels.append(np.minimum(height[here][border], height[there][border]))
-    keys, pair_of = np.unique(np.concatenate(keys), return_inverse=True)
-    saddle = np.zeros(len(keys))
-    np.maximum.at(saddle, pair_of, np.concatenate(levels))
-    first, second = np.divmod(keys, size)
-    parent = np.arange(size)
-
-    def root(label: int) -> int:
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
-
-    order = np.argsort(-saddle / np.minimum(peak[first], peak[second]), kind="stable")
-    for index in order:
-        a, b = root(first[index]), root(second[index])
-        if a != b and saddle[index] > ratio * min(peak[a], peak[b]):
-            low, high = (a, b) if peak[a] < peak[b] else (b, a)
-            parent[low] = high
-    return np.array([root(label) for label in range(size)], np.int32)[labels]
 
 
 def _clean(image: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -394,7 +394,7 @@ def test_missing_grey_values_are_left_out():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint64, np.float16, np.float32, np.float64, bool])
 def test_grey_statistics_of_all_types(dtype, monkeypatch):
-    monkeypatch.setattr("keras_microseg.measurement.particles._CHUNK_PIXELS", 500)  # several chunks
+    monkeypatch.setattr("keras_microseg.measurement.objects._CHUNK_PIXELS", 500)  # several chunks
     labels = random_labels(11)
     grey = np.random.default_rng(1).integers(0, 250, labels.shape).astype(dtype)
     table = measure_particles(labels, intensity=grey).set_index("label")
@@ -411,8 +411,8 @@ def test_strips_and_lazy_arrays_give_the_same(monkeypatch, tmp_path):
     labels = random_labels(4)
     grey = np.random.default_rng(1).random(labels.shape)
     whole = measure_particles(labels, intensity=grey)
-    monkeypatch.setattr("keras_microseg.measurement.runs._STRIP_PIXELS", 400)
-    monkeypatch.setattr("keras_microseg.measurement.runs._RUNS_AT_ONCE", 30)
+    monkeypatch.setattr("keras_microseg.segmentation.runs._STRIP_PIXELS", 400)
+    monkeypatch.setattr("keras_microseg.segmentation.runs._RUNS_AT_ONCE", 30)
     monkeypatch.setattr("keras_microseg.measurement.shape._CHUNK", 30)
     np.save(tmp_path / "labels.npy", labels)
     assert measure_particles(np.load(tmp_path / "labels.npy", mmap_mode="r"), intensity=grey).equals(whole)
@@ -430,7 +430,7 @@ def test_only_what_is_asked_for():
 @pytest.mark.parametrize(
     ("labels", "arguments", "words"),
     [
-        (np.ones((3, 3, 3), int), {}, "2-D"),
+        (np.ones(3, int), {}, "2-D"),
         (np.ones((3, 3), bool), {}, "label_components"),
         (np.ones((3, 3)), {}, "whole numbers"),
         (np.full((3, 3), -1), {}, "negative"),

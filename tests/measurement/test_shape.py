@@ -13,7 +13,6 @@ from scipy.spatial.distance import pdist
 from tifffile import imread
 
 from keras_microseg.checks import UserError
-from keras_microseg.measurement.runs import find_runs
 from keras_microseg.measurement.shape import (
     Polygons,
     feret_diameters,
@@ -23,6 +22,7 @@ from keras_microseg.measurement.shape import (
     polygon_areas,
     polygon_perimeters,
 )
+from keras_microseg.segmentation.runs import find_runs
 
 
 def brute_force(points):

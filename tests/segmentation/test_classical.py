@@ -5,6 +5,7 @@ from scipy import ndimage
 from keras_microseg.checks import UserError
 from keras_microseg.metrics.instance import match
 from keras_microseg.segmentation import classical
+from keras_microseg.segmentation.basins import merge_basins
 
 
 def scene(radius, polarity="bright", noise=6.0, tilt=0.0, seed=0):
@@ -87,9 +88,9 @@ def test_fixed_threshold_is_in_grey_values():
 def test_basins_are_joined_by_the_relative_depth_of_the_neck():
     height = np.array([[0, 4, 8, 7, 9, 3, 6, 0]], float)
     labels = np.array([[0, 1, 1, 2, 2, 3, 3, 0]], np.int32)
-    assert classical.merge_basins(labels, height, 0.8).tolist() == [[0, 2, 2, 2, 2, 3, 3, 0]]  # 7 / 8 joins, 3 / 6 not
+    assert merge_basins(labels, height, 0.8).tolist() == [[0, 2, 2, 2, 2, 3, 3, 0]]  # 7 / 8 joins, 3 / 6 not
     assert (
-        classical.merge_basins(labels, height, 0.4).max() == 2 and classical.merge_basins(labels, height, 1).max() == 3
+        merge_basins(labels, height, 0.4).max() == 2 and classical.merge_basins(labels, height, 1).max() == 3
     )
 
 
