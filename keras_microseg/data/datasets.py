@@ -54,20 +54,17 @@ class SeededDataset(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         self.epoch += 1
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch `index` of the current epoch: ((B, H, W, C) float32, (B, H, W, K) float32)."""
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """Batch `index` of the current epoch: ((B, H, W, C) float32, (B, H, W, K) float32), and weights if any."""
         epoch = 0 if self.fixed else self.epoch
-        images, targets = zip(
-            *(
-                self.sample(np.random.default_rng([self.seed, epoch, index, position]))
-                for position in range(self.batch_size)
-            ),
-            strict=True,
+        samples = (
+            self.sample(np.random.default_rng([self.seed, epoch, index, position]))
+            for position in range(self.batch_size)
         )
-        return np.stack(images), np.stack(targets)
+        return tuple(np.stack(part) for part in zip(*samples, strict=True))
 
-    def sample(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """One image (H, W, C) in 0..1 and its target maps (H, W, K)."""
+    def sample(self, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """One image (H, W, C) in 0..1 and its target maps (H, W, K); also (H, W) weights, if pixels differ in them."""
         raise NotImplementedError("A dataset must define `sample`.")
 
 

@@ -18,6 +18,7 @@ from PIL import Image as Picture
 from keras_microseg import io
 from keras_microseg.measurement.quantities import QUANTITIES
 from keras_microseg.report import figures, overlays
+from keras_microseg.report.classes import class_cells
 
 if TYPE_CHECKING:
     from keras_microseg.report.results import ImageRecord, Results
@@ -66,6 +67,7 @@ def render_report(results: Results) -> str:
         unit=overlays.unit_text(results.unit),
         **_distribution(results, Markup),
         summary=_summary(results),
+        classes=class_cells(results.classes, number),
         images=[_image(results, record, number, len(pictured)) for number, record in enumerate(pictured)],
         image_note=""
         if len(pictured) == len(results.images)
@@ -128,7 +130,8 @@ def _subtitle(results: Results) -> str:
         date = datetime.datetime.fromisoformat(str(when)).strftime("%d %B %Y, %H:%M")
     except ValueError:
         date = ""
-    verb = {"segment": "Segmented and measured", "measure": "Measured"}.get(results.command, "Measured")
+    verbs = {"segment": "Segmented and measured", "measure": "Measured", "classify": "Classified and measured"}
+    verb = verbs.get(results.command, "Measured")
     return " \u00b7 ".join(filter(None, [verb, date, results.facts.get("package", "")]))
 
 

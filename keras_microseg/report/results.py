@@ -25,6 +25,7 @@ from keras_microseg.measurement import (
 from keras_microseg.measurement.distributions import WEIGHTS
 from keras_microseg.measurement.quantities import QUANTITIES
 from keras_microseg.report import figures, html, overlays
+from keras_microseg.report.classes import class_lines, class_table
 
 SIZE = "equivalent_diameter"
 SUMMARY = (SIZE, "feret_min", "feret_max", "area", "perimeter", "aspect_ratio", "circularity", "solidity")
@@ -198,7 +199,13 @@ class Results:
             lines.append(
                 f"By {weight}: D10 = {found.D10:.4g}, D50 = {found.D50:.4g}{between}, D90 = {found.D90:.4g} {unit}"
             )
-        return [*lines, *filter(None, [self.quality()])]
+        return [*lines, *class_lines(self.classes, self.unit), *filter(None, [self.quality()])]
+
+    @functools.cached_property
+    def classes(self) -> pd.DataFrame:
+        """One row per class of particles, see `class_table`; empty when particles have no classes."""
+        groups = "image" if len(self.sized) and self.resampled() == "images" else None
+        return class_table(self.sized, groups=groups)
 
     def quality(self) -> str:
         """The label-free estimate of quality in a sentence; empty when it was not asked for."""
@@ -307,6 +314,7 @@ class Results:
         rows += [("note", text) for text in self.warnings]
         sheets = {
             "sizes": self.size_table(),
+            **({"classes": self.classes} if len(self.classes) else {}),
             "images": self.image_table(),
             "method": pd.DataFrame(rows, columns=["name", "value"]),
             "definitions": self.definitions(),
@@ -362,6 +370,7 @@ class Results:
             "unit": self.unit,
             "particles": len(self.table),
             "sizes": [found.summary() for found in self.distributions.values()],
+            "classes": self.classes.to_dict("records"),
             "images": [
                 {**row, **dict(record.facts)}
                 for row, record in zip(self.image_table().to_dict("records"), self.images, strict=True)
