@@ -151,12 +151,13 @@ def turning_view(
             break
         cells = max(8, int(cells * math.sqrt(max_faces / len(faces)) * 0.95))
         filled, labels, step = _on_grid(image, cells, threshold)
-    points = np.clip(points - 1 + 0.5, 0, filled.shape)  # corner coordinates of the grid
-    size = np.array(filled.shape) * step * (image.pixel_size.size if image.pixel_size is not None else (1, 1, 1))
+    points = points - 0.5  # the first cell reaches from 0 to 1
+    size = np.array(image.shape) * (image.pixel_size.size if image.pixel_size is not None else (1, 1, 1))
     cell = np.clip(np.floor(points[faces].mean(axis=1)).astype(int), 0, np.array(filled.shape) - 1)
+    points = np.clip(points * step / image.shape, 0, 1)  # the last cells may be cut
     colors = _face_labels(labels, cell) * 5 % len(PALETTE)
     order = np.argsort(faces[:, 0], kind="stable")
-    mesh = _pack(points / filled.shape, faces[order], colors[order])
+    mesh = _pack(points, faces[order], colors[order])
     mesh.update(size=(size / size.max()).tolist(), palette=PALETTE.tolist())
     ident = "turning-" + re.sub(r"[^0-9A-Za-z_-]", "-", name)
     unit = "px" if image.pixel_size is None else unit_text(image.pixel_size.unit)

@@ -241,8 +241,11 @@ def mask(
             marks = {f"threshold {i + 1}": value for i, value in enumerate(facts.get("thresholds", []))}
         share = volume_statistics(labels.data, max_ram=settings.max_ram)
         white = share.counts[1:].sum() / share.count
-        shown = {"Made by": facts.get("method", ""), "Thresholds": facts.get("thresholds", ""),
-                 "Inverted slices": facts.get("inverted_slices", "")}  # fmt: skip
+        shown = {
+            "Made by": facts.get("method", ""),
+            "Thresholds": ", ".join(f"{value:.5g}" for value in facts.get("thresholds", [])),
+            "Inverted slices": ", ".join(map(str, facts.get("inverted_slices", []))) or "none",
+        }
         _report(
             folder, "Pseudo-labels", source, statistics, labels=labels, marks=marks, facts=shown,
             cards={"of the voxels are object": f"{white:.2%}"}, outlines="mask",
