@@ -55,3 +55,17 @@ def test_sem_particles(tmp_path, monkeypatch):
     )
     assert scope["outcome"].report_path.is_file() and len(scope["plan"].steps) == 8
     sys.modules.pop("small_sem_run", None)
+
+
+@pytest.mark.slow
+def test_filament_change(tmp_path, monkeypatch):
+    scope = run(
+        "filament_change.ipynb",
+        {
+            "COUNT, FRAMES, SIZE = 4, 12, 128": "COUNT, FRAMES, SIZE = 3, 6, 64",
+            "CHANGES = {}": 'CHANGES = {"epochs": 1, "steps_per_epoch": 2, "network.features": 4}',
+        },
+        monkeypatch,
+        tmp_path,
+    )
+    assert (scope["run"].path / "report.html").is_file() and not scope["run"].failures()
