@@ -30,6 +30,10 @@ The port:
     `get_random_state() -> uint8 array`, `set_random_state(seed or array)`
         Random state outside of variables: on PyTorch, layers without a seed of their own (dropout) draw from its global
         generators. Empty elsewhere.
+    `conv(x, kernel, strides, padding, dilation)`,
+    `conv_transpose(x, kernel, strides, padding, output_padding, dilation)`
+        Convolutions of (batch, *spatial, channels), arguments as those of the Keras layers, whose derivatives of any
+        order are fast. None where Keras' own are.
     `fused_batch_norm(x, gamma, beta, epsilon, mean=None, variance=None) -> (y, mean, variance)`
         Batch normalization over the last axis: by the given statistics, or, without them, by those of the batch, which
         are returned cut off from the graph (`variance` is the biased one). None where Keras' own path is as fast.
@@ -60,6 +64,8 @@ _PORT = (
     "compile_predict",
     "compile_step",
     "configure_device",
+    "conv",
+    "conv_transpose",
     "fused_batch_norm",
     "get_random_state",
     "input_gradient",

@@ -6,14 +6,19 @@ read or change; a variable that was not listed is an error, because its value wo
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
+from jax import lax
+from keras.src.backend.common.backend_utils import compute_conv_transpose_padding_args_for_jax
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from keras_microseg.checks import UserError, check_choice, check_number
@@ -158,6 +163,113 @@ def get_random_state() -> np.ndarray:
 
 def set_random_state(state: int | np.ndarray) -> None:
     """Nothing to do, see `get_random_state`."""
+
+
+def conv(x: Any, kernel: Any, strides: Sequence[int], padding: str, dilation: Sequence[int]) -> jax.Array:
+    """Convolution whose derivatives of any order are fast; see `keras_microseg.backend`."""
+    x, kernel = _in_one_type(x, kernel)
+    return _conv(x, kernel, (tuple(strides), padding.upper(), tuple(dilation)))
+
+
+def conv_transpose(
+    x: Any,
+    kernel: Any,
+    strides: Sequence[int],
+    padding: str,
+    output_padding: Sequence[int] | None,
+    dilation: Sequence[int],
+) -> jax.Array:
+    """Transposed convolution whose derivatives of any order are fast; see `keras_microseg.backend`."""
+    x, kernel = _in_one_type(x, kernel)
+    pads = compute_conv_transpose_padding_args_for_jax(
+        x.shape, kernel.shape, tuple(strides), padding, output_padding, tuple(dilation)
+    )
+    reach = [(k - 1) * d for k, d in zip(kernel.shape[:-2], dilation, strict=True)]
+    sizes = [(n - 1) * s + 1 + sum(pair) - r for n, s, pair, r in zip(x.shape[1:-1], strides, pads, reach, strict=True)]
+    borders = tuple((r - left, r - right) for r, (left, right) in zip(reach, pads, strict=True))
+    window = (tuple(strides), borders, tuple(dilation))
+    return _conv_back_to_input(x, kernel, window, (x.shape[0], *sizes, kernel.shape[-2]))
+
+
+# A convolution y(x, w) is bilinear, so its adjoints x(y, w) and w(x, y) and all derivatives of the three are again
+# these three. XLA differentiates an adjoint into an equal but much slower operation (on CPUs ten times and more: the
+# kernel's gradient of a transposed convolution, and a gradient penalty); said in this way every derivative is fast.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, kernel: jax.Array, window: tuple) -> jax.Array:
+    """(N, *spatial, C), (*size, C, F) -> (N, *spatial, F); `window` = (strides, padding, dilation)."""
+    strides, padding, dilation = window
+    spatial = "DHW"[-len(strides) :]
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=numbers)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_back_to_input(y: jax.Array, kernel: jax.Array, window: tuple, shape: tuple) -> jax.Array:
+    """Adjoint of `_conv` in its input, which has the given shape."""
+    if math.prod(y.shape[1:-1]) < math.prod(kernel.shape[:-2]):
+        return _small_conv_back_to_input(y, kernel, window, shape)
+    x = jax.ShapeDtypeStruct(shape, y.dtype)
+    return jax.linear_transpose(lambda x: _conv.fun(x, kernel, window), x)(y)[0]
+
+
+def _small_conv_back_to_input(y: jax.Array, kernel: jax.Array, window: tuple, shape: tuple) -> jax.Array:
+    """The same by a matrix product: XLA swaps the operands of convolutions whose input is smaller than the kernel,
+    which takes CPUs 70 times as long.
+    """
+    strides, padding, dilation = window
+    *size, channels, features = kernel.shape
+    reach = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(shape[1:-1], reach, strides, padding)
+    parts = y.reshape(-1, features) @ kernel.reshape(-1, features).T
+    parts = parts.reshape(*y.shape[:-1], math.prod(size), channels)
+    zero = jnp.zeros((), parts.dtype)
+    full = [(n - 1) * s + r for n, s, r in zip(y.shape[1:-1], strides, reach, strict=True)]
+    total = jnp.zeros((y.shape[0], *full, channels), parts.dtype)
+    for i, tap in enumerate(np.ndindex(*size)):
+        starts = [t * d for t, d in zip(tap, dilation, strict=True)]
+        edges = [(b, r - 1 - b, s - 1) for b, r, s in zip(starts, reach, strides, strict=True)]
+        total = total + lax.pad(parts[..., i, :], zero, [(0, 0, 0), *edges, (0, 0, 0)])
+    crop = [(-left, n + left - f, 0) for (left, _), n, f in zip(padding, shape[1:-1], full, strict=True)]
+    return lax.pad(total, zero, [(0, 0, 0), *crop, (0, 0, 0)])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_back_to_kernel(x: jax.Array, y: jax.Array, window: tuple, shape: tuple) -> jax.Array:
+    """Adjoint of `_conv` in its kernel, which has the given shape."""
+    kernel = jax.ShapeDtypeStruct(shape, x.dtype)
+    return jax.linear_transpose(lambda kernel: _conv.fun(x, kernel, window), kernel)(y)[0]
+
+
+def _define_derivatives() -> None:
+    def conv_back(window, kept, dy):
+        x, w = kept
+        return _conv_back_to_input(dy, w, window, x.shape), _conv_back_to_kernel(x, dy, window, w.shape)
+
+    def input_back(window, shape, kept, dx):
+        y, w = kept
+        return _conv(dx, w, window), _conv_back_to_kernel(dx, y, window, w.shape)
+
+    def kernel_back(window, shape, kept, dw):
+        x, y = kept
+        return _conv_back_to_input(y, dw, window, x.shape), _conv(x, dw, window)
+
+    for function, back in (
+        (_conv, conv_back),
+        (_conv_back_to_input, input_back),
+        (_conv_back_to_kernel, kernel_back),
+    ):
+        function.defvjp(lambda a, b, *static, function=function: (function(a, b, *static), (a, b)), back)
+
+
+_define_derivatives()
+
+
+def _in_one_type(x: Any, kernel: Any) -> tuple[jax.Array, jax.Array]:
+    kernel = keras.ops.convert_to_tensor(kernel)
+    return keras.ops.convert_to_tensor(x, dtype=kernel.dtype), kernel
 
 
 def _scope(variables: Sequence, values: Sequence) -> keras.StatelessScope:

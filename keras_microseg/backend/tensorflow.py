@@ -15,6 +15,8 @@ from keras_microseg.checks import UserError, check_choice, check_number
 logger = logging.getLogger(__name__)
 
 COPIES_LAYOUT = False
+conv = None
+conv_transpose = None
 fused_batch_norm = None
 upsample_nearest = None
 

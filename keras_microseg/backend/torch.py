@@ -17,6 +17,8 @@ from keras_microseg.checks import UserError, check_choice, check_number
 logger = logging.getLogger(__name__)
 
 COPIES_LAYOUT = True
+conv = None
+conv_transpose = None
 
 
 def configure_device(*, device: str | None = None, threads: int | None = None, deterministic: bool = False) -> str:

@@ -3,8 +3,10 @@
 On PyTorch, Keras brings the input of every channels-last convolution or pooling into channels-first memory order and,
 for convolutions, back again: two copies of each feature map forward and two backward. PyTorch needs neither: it
 computes directly on channels-last memory seen through a transposed view. The layers here pass such views to
-`keras.ops`; a U-Net's training step takes half the time. On the other backends, and with `data_format=
-"channels_first"`, they are the stock layers. Arguments, weights and results are those of the stock layers everywhere.
+`keras.ops`; a U-Net's training step takes half the time. On JAX they take the convolutions of the port, because XLA's
+gradients of transposed convolutions, and second gradients of all, are many times slower on CPUs than they need to be.
+Otherwise, and with `data_format="channels_first"`, they are the stock layers. Arguments, weights and results are those
+of the stock layers everywhere; start values are drawn by NumPy.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import keras
 from keras import ops
 
 from keras_microseg import backend
+from keras_microseg.layers.weights import HostDrawn
 
 _register = keras.saving.register_keras_serializable(package="keras_microseg")
 
@@ -33,8 +36,11 @@ class _ThroughView:
         return ops.transpose(function(ops.transpose(inputs, to_first), "channels_first"), to_last)
 
 
-class _Convolution(_ThroughView):
+class _Convolution(HostDrawn, _ThroughView):
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        if backend.conv is not None and self.data_format == "channels_last" and self.groups == 1:
+            return backend.conv(inputs, kernel, self.strides, self.padding, self.dilation_rate)
+
         def convolve(x: Any, data_format: str) -> Any:
             return ops.conv(
                 x,
@@ -48,9 +54,13 @@ class _Convolution(_ThroughView):
         return self._through_view(convolve, inputs)
 
 
-class _TransposedConvolution(_ThroughView):
+class _TransposedConvolution(HostDrawn, _ThroughView):
     def call(self, inputs: Any) -> Any:
         def convolve(x: Any, data_format: str) -> Any:
+            if backend.conv_transpose is not None and data_format == "channels_last":
+                return backend.conv_transpose(
+                    x, self.kernel, self.strides, self.padding, self.output_padding, self.dilation_rate
+                )
             return ops.conv_transpose(
                 x,
                 self.kernel,

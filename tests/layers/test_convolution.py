@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from harness import check_layer, check_model, sample, to_numpy
+from keras import ops
 
 from keras_microseg import backend, layers
 
@@ -58,6 +59,44 @@ def test_known_answer_of_stride_two_same_padding():
     layer = layers.Conv2D(1, (1, 3), strides=(1, 2), padding="same", kernel_initializer="ones", use_bias=False)
     x = np.arange(1, 7, dtype="float32").reshape(1, 1, 6, 1)
     np.testing.assert_allclose(to_numpy(layer(x)).ravel(), [1 + 2 + 3, 3 + 4 + 5, 5 + 6])
+
+
+WINDOWS = [  # input smaller than the kernel: the first and the last
+    ("Conv2D", {"kernel_size": 5, "strides": 2, "padding": "same"}, (2, 5, 8, 2)),
+    ("Conv2D", {"kernel_size": 4, "strides": 2}, (2, 9, 8, 2)),
+    ("Conv2DTranspose", {"kernel_size": 3, "strides": (2, 1), "padding": "same"}, (2, 4, 3, 2)),
+    ("Conv3DTranspose", {"kernel_size": (1, 2, 3), "strides": (1, 1, 2)}, (2, 2, 1, 2, 2)),
+]
+
+
+def test_second_derivatives_equal_those_of_stock_layers():
+    """Values, gradients, and gradients of a gradient penalty, of all windows in one compiled step."""
+    pairs = []
+    for name, arguments, shape in WINDOWS:
+        both = [getattr(module, name)(3, **arguments) for module in (layers, keras.layers)]
+        for layer in both:
+            layer.build(shape)
+            for i, variable in enumerate(layer.variables):
+                variable.assign(0.1 * sample(tuple(variable.shape), seed=i))
+        pairs.append((*both, sample(shape)))
+
+    def penalties():
+        results = []
+        for ours, stock, x in pairs:
+            for layer in (ours, stock):
+
+                def loss(layer=layer, x=x):
+                    slope = backend.input_gradient(lambda x: layer(x) ** 2, ops.convert_to_tensor(x))
+                    return ops.sum(slope**2) + ops.sum(layer(x) ** 2)
+
+                results.append(backend.value_and_grad(loss, layer.trainable_variables))
+        return results
+
+    results = backend.compile_step(penalties, [v for *both, _ in pairs for layer in both for v in layer.variables])()
+    for (ours, *_), a, b in zip(pairs, results[::2], results[1::2], strict=True):
+        for x, y in zip(keras.tree.flatten(a), keras.tree.flatten(b), strict=True):
+            y = to_numpy(y)
+            np.testing.assert_allclose(to_numpy(x), y, rtol=1e-4, atol=1e-5 * np.abs(y).max(), err_msg=ours.name)
 
 
 def test_channels_first_is_left_to_keras():
