@@ -11,8 +11,9 @@ from keras_microseg.layers.convolution import (
     UpSampling3D,
 )
 from keras_microseg.layers.heads import MapsActivation
-from keras_microseg.layers.normalization import BatchNorm
+from keras_microseg.layers.normalization import BatchNorm, GroupNorm
 from keras_microseg.layers.padding import CropToMatch, PadToMultiple, ReflectionPadding2D
+from keras_microseg.layers.weights import Dense
 
 __all__ = [
     "BatchNorm",
@@ -21,6 +22,8 @@ __all__ = [
     "Conv3D",
     "Conv3DTranspose",
     "CropToMatch",
+    "Dense",
+    "GroupNorm",
     "MapsActivation",
     "MaxPooling2D",
     "MaxPooling3D",

@@ -6,7 +6,22 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_microseg import backend
 from keras_microseg.checks import standardize_tuple
+
+
+def _pad(x, heights, widths):
+    """(N, H, W, C) maps with mirrored borders, `heights` and `widths` being (before, after)."""
+    if heights == (0, 0) and widths == (0, 0):
+        return x
+    sizes = x.shape[1:3]
+    is_fixed = all(isinstance(n, int) for n in (*sizes, *heights, *widths))
+    if is_fixed and max(heights) < sizes[0] and max(widths) < sizes[1]:
+        if backend.COPIES_LAYOUT:
+            x = ops.pad(ops.transpose(x, (0, 3, 1, 2)), ((0, 0), (0, 0), heights, widths), mode="reflect")
+            return ops.transpose(x, (0, 2, 3, 1))
+        return ops.pad(x, ((0, 0), heights, widths, (0, 0)), mode="reflect")
+    return _reflect(_reflect(x, *heights, axis=1), *widths, axis=2)
 
 
 def _reflect(x, before: int, after, axis: int):
@@ -42,9 +57,7 @@ class ReflectionPadding2D(keras.layers.Layer):
         self.padding = tuple(standardize_tuple(pair, 2, "padding", minimum=0) for pair in pairs)
 
     def call(self, x):
-        for axis, (before, after) in enumerate(self.padding, start=1):
-            x = _reflect(x, before, after, axis)
-        return x
+        return _pad(x, *self.padding)
 
     def compute_output_shape(self, input_shape):
         sizes = [n if n is None else n + sum(pair) for n, pair in zip(input_shape[1:3], self.padding, strict=True)]
@@ -67,11 +80,8 @@ class PadToMultiple(keras.layers.Layer):
         self.multiple = standardize_tuple(multiple, 1, "multiple")[0]
 
     def call(self, x):
-        for axis in (1, 2):
-            size = x.shape[axis]
-            size = ops.shape(x)[axis] if size is None else size
-            x = _reflect(x, 0, (-size) % self.multiple, axis)
-        return x
+        sizes = [ops.shape(x)[axis] if x.shape[axis] is None else x.shape[axis] for axis in (1, 2)]
+        return _pad(x, *((0, -size % self.multiple) for size in sizes))
 
     def compute_output_shape(self, input_shape):
         sizes = [n if n is None else n + (-n) % self.multiple for n in input_shape[1:3]]

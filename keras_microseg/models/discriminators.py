@@ -32,7 +32,7 @@ def outline_critic(
             x = keras.layers.Dropout(dropout, name=f"down{i}_dropout")(x)
     x = keras.layers.Flatten(name="flatten")(x)
     x = keras.layers.Dropout(0.2, name="dropout")(x)
-    return keras.Model(inputs, keras.layers.Dense(1, name="score")(x), name=name)
+    return keras.Model(inputs, layers.Dense(1, name="score")(x), name=name)
 
 
 def patchgan_discriminator(
@@ -83,6 +83,6 @@ def patchgan_discriminator(
             filters * 2 ** (i - 1), 4, strides=2 if i <= 3 else 1, use_bias=i == 1, name=f"block{i}_conv"
         )(noisy(x, f"block{i}_noise"))
         if i > 1:
-            x = keras.layers.GroupNormalization(groups=-1, epsilon=1e-5, name=f"block{i}_norm")(x)
+            x = layers.GroupNorm(groups=-1, epsilon=1e-5, name=f"block{i}_norm")(x)
         x = keras.layers.LeakyReLU(0.2, name=f"block{i}_relu")(x)
     return keras.Model(inputs, layers.Conv2D(1, 4, name="scores")(noisy(x, "scores_noise")), name=name)

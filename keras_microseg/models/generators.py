@@ -41,7 +41,7 @@ def outline_generator(
     check_number("latent_size", latent_size, minimum=1, integer=True)
     check_number("filters", filters, minimum=1, integer=True)
     inputs = keras.Input((latent_size,), name="latent")
-    x = keras.layers.Dense(height * width // 64 * 4 * filters, use_bias=False, name="dense")(inputs)
+    x = layers.Dense(height * width // 64 * 4 * filters, use_bias=False, name="dense")(inputs)
     x = layers.BatchNorm(name="dense_norm")(x)
     x = keras.layers.LeakyReLU(0.2, name="dense_relu")(x)
     x = keras.layers.Reshape((height // 8, width // 8, 4 * filters), name="map")(x)
@@ -136,5 +136,5 @@ def _conv_norm(x: Any, filters: int, size: int, name: str, relu: bool = True) ->
 
 
 def _norm(x: Any, name: str, relu: bool = True) -> Any:
-    x = keras.layers.GroupNormalization(groups=-1, epsilon=1e-5, name=f"{name}_norm")(x)
+    x = layers.GroupNorm(groups=-1, epsilon=1e-5, name=f"{name}_norm")(x)
     return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x

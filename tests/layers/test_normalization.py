@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from harness import check_layer, sample, to_numpy
 
-from keras_microseg.layers import BatchNorm
+from keras_microseg.layers import BatchNorm, GroupNorm
 
 pytestmark = pytest.mark.network
 
@@ -23,6 +23,19 @@ pytestmark = pytest.mark.network
 )
 def test_equals_stock_layer(arguments, shape):
     check_layer(BatchNorm, arguments, shape, shape, same_as=keras.layers.BatchNormalization)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ({"groups": -1, "epsilon": 1e-5}, (2, 5, 3, 4)),
+        ({"groups": -1, "scale": False}, (1, 3, 4, 2, 3)),
+        ({"groups": 2, "center": False}, (2, 3, 4, 4)),
+        ({"groups": -1}, (2, 1, 1, 3)),
+    ],
+)
+def test_group_norm_equals_stock_layer(arguments, shape):
+    check_layer(GroupNorm, arguments, shape, shape, same_as=keras.layers.GroupNormalization)
 
 
 def test_running_variance_is_the_biased_one():
