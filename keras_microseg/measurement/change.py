@@ -140,8 +140,10 @@ def measure_change(
     if members:
         spread = member_curves(members, length, reacting, normalization)
         for name, values in spread.items():
-            low, high = np.nanquantile(values, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2), axis=1)
-            table[f"{name}_low"], table[f"{name}_high"] = low, high
+            limits = np.full((2, len(values)), np.nan)
+            known = np.isfinite(values).any(axis=1)
+            limits[:, known] = np.nanquantile(values[known], ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2), axis=1)
+            table[f"{name}_low"], table[f"{name}_high"] = limits
     units = {name: f"px{_POWER[name]}".replace("px1", "px") for name in CURVES}
     units = {column: units.get(column.split("_")[0], "") for column in table.columns}
     if pixel_size is not None:

@@ -28,6 +28,8 @@ from keras_microseg.checks import UserError, check_choice
 _K_RANGE = (1e-3, 1e3)
 _N_RANGE = (0.1, 15.0)
 _CONFIDENCE = 0.95
+_RESOLUTION = 1e-6
+"""Errors of conversion below this count as none: they come from rounding, not from a law."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +177,8 @@ def fit_rate_law(times: Any, conversion: Any, law: str = "avrami", *, t_end: flo
             continue
         if np.isfinite(found.cost) and (best is None or found.cost < best.cost * (1 - 1e-9)):
             best = found
+        if best is not None and 2 * best.cost < 0.2 * np.sum((y - y.mean()) ** 2):
+            break  # an explained curve; further starts are for searches that went astray
     if best is None or best.status <= 0:
         return _no_fit(law, "the least-squares search did not settle", end, count)
     values = _natural(best.x)
@@ -264,6 +268,11 @@ def _obstacle(tau: np.ndarray, y: np.ndarray, size: int, known: np.ndarray) -> s
         return "the conversion never changes"
     if np.max(y) < 0.05:
         return f"the conversion reaches only {np.max(y):.3f}: nothing that could be fitted has burnt"
+    if not ((y > 0.05) & (y < 0.95)).any():
+        i = int(np.argmax(y >= 0.95))
+        if i == 1 and len(y) > 1:
+            return "everything is gone before the second frame; frames between the first two are missing"
+        return f"the curve is a step: frames between tau = {tau[max(i - 1, 0)]:.3g} and {tau[i]:.3g} are missing"
     return ""
 
 
@@ -298,11 +307,7 @@ def _at_limit(law: str, values: np.ndarray) -> str:
     for name, value, (low, high) in zip(LAWS[law].parameters, values, (_K_RANGE, _N_RANGE), strict=False):
         if value > 0.98 * high or value < 1.02 * low:
             end = high if value > 0.98 * high else low
-            what = {
-                ("n", True): "the curve is a step; frames between its two levels are missing",
-                ("k", True): "everything is gone before the second frame",
-            }.get((name, value > 0.98 * high), "the curve has no shape that this law can follow")
-            return f"{name} runs to its limit {end:g}: {what}"
+            return f"{name} runs to its limit {end:g}: the curve has no shape that this law can follow"
     return ""
 
 
@@ -321,11 +326,11 @@ def _finish(law: str, values: np.ndarray, tau: np.ndarray, y: np.ndarray, end: f
         name: (max(float(value - quantile * error), 0.0), float(value + quantile * error))
         for name, value, error in zip(names, values, errors, strict=True)
     }
-    half = LAWS[law].half(*values)
+    half = float(LAWS[law].half(*values))
     slope = _slopes(lambda p: np.atleast_1d(LAWS[law].half(*p)), values)[0]
     width = quantile * math.sqrt(max(float(slope @ covariance @ slope), 0.0))
     terms = size + 1  # the variance of the errors is estimated too
-    log_likelihood = count * math.log(max(rss, 1e-300) / count)
+    log_likelihood = count * math.log(max(rss / count, _RESOLUTION**2))
     correction = 2 * terms * (terms + 1) / (count - terms - 1) if count > terms + 1 else math.inf
     return RateFit(
         law=law, converged=True, reason="",
