@@ -141,7 +141,13 @@ def segment_real_images(folder: RunFolder) -> None:
         model=str(model),
         pixel_size=settings.pixel_size,
         info_bar=settings.info_bar,
+        quality=True,
         resume=True,
         progress=folder.progress,
     )
-    folder.manifest["segmentation_failures"] = [failure.message for failure in results.failures]
+    folder.manifest["segmentation"] = {
+        "particles": len(results.table),
+        "quality": results.quality(),
+        "highlights": results.highlights(),
+        "failures": [failure.message for failure in results.failures],
+    }

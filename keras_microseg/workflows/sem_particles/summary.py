@@ -60,7 +60,8 @@ def write_summary(folder: RunFolder) -> None:
             ],
         )
     )
-    failures = [failure.message for failure in folder.failures()] + folder.manifest.get("segmentation_failures", [])
+    failures = [failure.message for failure in folder.failures()]
+    failures += folder.manifest.get("segmentation", {}).get("failures", [])
     write_page(
         folder.file(REPORT),
         "Particles without manual labels",
@@ -225,15 +226,13 @@ def _segmentation(folder: RunFolder, cards: dict[str, Any]) -> Section | None:
         return None
     overlays = sorted((root / "overlays").glob("*.png"))[:_SHOWN]
     pictures = [np.asarray(PillowImage.open(path).convert("RGB")) for path in overlays]
-    summary = read_json(root / "run.json") if (root / "run.json").is_file() else {}
-    count = sum(1 for line in open(root / "particles.csv", encoding="utf-8") if not line.startswith("#")) - 1
-    cards["particles found"] = count
+    found = folder.manifest["segmentation"]
+    cards["particles found"] = found["particles"]
     blocks: list[Any] = [
-        f"{count} particles. Sizes, distributions and every image: {SEGMENTATION}/report.html; the table: "
-        f"{SEGMENTATION}/particles.csv. The network: model.keras (keras-microseg segment --model model.keras)."
+        *found["highlights"],
+        f"Sizes, distributions and every image: {SEGMENTATION}/report.html; the table: {SEGMENTATION}/particles.csv. "
+        "The network: model.keras (keras-microseg segment IMAGES --model model.keras --out RESULT).",
     ]
-    if summary.get("quality"):
-        blocks.append(Table(_short_facts(summary["quality"]), "Estimate of the quality without labels"))
     blocks += [
         Picture(picture, path.stem, width=700, kind="jpeg") for path, picture in zip(overlays, pictures, strict=True)
     ]
