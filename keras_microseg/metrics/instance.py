@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph
 
 from keras_microseg.checks import UserError, check_choice, check_number
+from keras_microseg.segmentation.linking import assign_pairs
 
 CRITERIA = ("iou", "iot", "iop")
 AP_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -362,7 +361,9 @@ def _tables(truth: Any, predicted: Any) -> tuple[list[OverlapTable], bool]:
 def _match_table(table: OverlapTable, threshold: float, criterion: str) -> Match:
     scores = table.scores(criterion)
     candidates = np.flatnonzero(scores > threshold)
-    chosen = candidates[_assign(table.true_index[candidates], table.predicted_index[candidates], scores[candidates])]
+    chosen = candidates[
+        assign_pairs(table.true_index[candidates], table.predicted_index[candidates], scores[candidates])
+    ]
     tp = len(chosen)
     pairs = np.column_stack(
         [table.true_labels[table.true_index[chosen]], table.predicted_labels[table.predicted_index[chosen]]]
@@ -370,30 +371,6 @@ def _match_table(table: OverlapTable, threshold: float, criterion: str) -> Match
     return _make_match(
         tp, len(table.predicted_labels) - tp, len(table.true_labels) - tp, pairs, scores[chosen], threshold, criterion
     )
-
-
-def _assign(rows: np.ndarray, columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Positions of the pairs kept so that rows and columns are unique: most pairs first, then largest sum of scores."""
-    if not len(rows):
-        return np.zeros(0, np.int64)
-    unique = (np.bincount(rows)[rows] == 1) & (np.bincount(columns)[columns] == 1)
-    rest = np.flatnonzero(~unique)
-    if not len(rest):
-        return np.arange(len(rows))
-    row_ids, row = np.unique(rows[rest], return_inverse=True)
-    column_ids, column = np.unique(columns[rest], return_inverse=True)
-    # Sparse assignment with one spare column per row: a pair costs at most 1, staying alone costs 2.
-    num_rows, num_columns = len(row_ids), len(column_ids)
-    costs = np.concatenate([1 - scores[rest] / (2 * num_rows), np.full(num_rows, 2.0)])
-    spare = np.arange(num_rows)
-    graph = sparse.csr_array(
-        (costs, (np.concatenate([row, spare]), np.concatenate([column, num_columns + spare]))),
-        shape=(num_rows, num_columns + num_rows),
-    )
-    matched_row, matched_column = csgraph.min_weight_full_bipartite_matching(graph)
-    partner = np.full(num_rows, -1)
-    partner[matched_row] = matched_column
-    return np.sort(np.concatenate([np.flatnonzero(unique), rest[partner[row] == column]]))
 
 
 def _make_match(

@@ -95,8 +95,23 @@ def climb(height: np.ndarray, mask: np.ndarray, spacing: Sequence[float] | None 
     mask = np.asarray(mask) != 0
     if mask.shape != np.shape(height):
         raise UserError(f"`height` and `mask` must have one shape. Received: {np.shape(height)} and {mask.shape}")
-    labels, _, _ = climb_block(np.asarray(height, np.float32), mask, spacing)
-    return labels
+    return climb_block(np.asarray(height, np.float32), mask, spacing).labels
+
+
+class Climb(NamedTuple):
+    """Regions of a part of an array, and where paths leave it.
+
+    Attributes:
+        labels: int32 labels 1..n of the part.
+        roots: (n, ndim) pixel where the paths of each region end inside the part, in pixels of the array given.
+        exits: (k,) int32 labels whose path goes on outside.
+        targets: (k, ndim) the pixels they go on to.
+    """
+
+    labels: np.ndarray
+    roots: np.ndarray
+    exits: np.ndarray
+    targets: np.ndarray
 
 
 def climb_block(
@@ -104,16 +119,12 @@ def climb_block(
     mask: np.ndarray,
     spacing: Sequence[float] | None = None,
     inner: tuple[slice, ...] | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`climb` inside a part of an array, and where paths leave it.
+) -> Climb:
+    """`climb` inside a part of an array.
 
     Args:
         height, mask, spacing: as for `climb`; a margin of one pixel about `inner` where the whole array has one.
         inner: the part; None = everything.
-
-    Returns:
-        `(labels, exits, targets)`: int32 labels 1..n of the part; (k,) labels whose path leaves the part; (k, ndim)
-        pixels of `height` they lead to.
     """
     inner = tuple(slice(0, n) for n in height.shape) if inner is None else inner
     code = uphill_steps(height, mask, spacing)[inner]
@@ -143,10 +154,11 @@ def climb_block(
     number = np.cumsum(is_root, dtype=np.int32)
     labels = np.zeros(code.size, np.int32)
     labels[inside] = number[parent]
+    start = np.array([part.start for part in inner])
+    roots = np.stack(np.unravel_index(inside[is_root], shape), axis=1) + start
     exits = np.flatnonzero(leaves)
-    start = np.array([s.start for s in inner])
     targets = np.stack(np.unravel_index(inside[exits], shape), axis=1) + steps[moves[exits]] + start
-    return labels.reshape(shape), number[exits], targets
+    return Climb(labels.reshape(shape), roots, number[exits], targets)
 
 
 class RegionGraph:
