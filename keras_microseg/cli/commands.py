@@ -206,6 +206,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the scores to this .json file.")] = None,
     min_area: Annotated[int, typer.Option(help="Ignore objects of fewer pixels.")] = 0,
     threshold: Annotated[float, typer.Option(help="IoU above which two objects are the same one.")] = 0.5,
+    published: Annotated[
+        bool, typer.Option("--published", help="Also the three scores of Ruehle et al. 2021, to compare with theirs.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Score label images against the truth, with 95 % bootstrap intervals over the images. Needs no keras."""
@@ -213,8 +216,9 @@ def evaluate(
 
     with show_progress() as progress:
         scores = evaluate_labels.evaluate(
-            predicted, truth, out, min_area=min_area, threshold=threshold, seed=seed, progress=progress
-        )
+            predicted, truth, out, min_area=min_area, threshold=threshold, published=published, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     from rich.table import Table
 
     table = Table(title=f"{scores.num_images} images, {scores.true_objects} true and {scores.predicted_objects} found")

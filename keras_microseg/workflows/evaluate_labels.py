@@ -14,6 +14,7 @@ from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_number
 from keras_microseg.io.pairing import match_names
 from keras_microseg.metrics import instance, pixel
+from keras_microseg.metrics.published import score_mask
 from keras_microseg.segmentation import labeling
 from keras_microseg.workflows.steps import Failure, Progress, describe, now, run_facts, write_json
 
@@ -76,6 +77,7 @@ class _Counts:
     chosen: np.ndarray  # (4,) the same at the chosen threshold
     pixels: np.ndarray  # (4,) tp, fp, fn, tn
     boundary: np.ndarray  # (4,) true, true found, predicted, predicted found
+    published: np.ndarray  # (4,) scores of the image as in `metrics.published`; empty unless asked for
 
 
 def evaluate(
@@ -86,6 +88,7 @@ def evaluate(
     min_area: int = 0,
     threshold: float = 0.5,
     boundary_tolerance: float = 2.0,
+    published: bool = False,
     resamples: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -99,6 +102,8 @@ def evaluate(
         min_area: objects of fewer pixels are left out on both sides.
         threshold: an object counts as found when its IoU with a predicted one is greater, 0.5 <= threshold < 1.
         boundary_tolerance: how far outlines may lie apart to count as found, pixels.
+        published: also the three scores of the system for label-free particles by Ruehle et al. (2021), means over the
+            images, to compare with its numbers, see `metrics.published`.
         resamples: bootstrap samples.
         seed: of the bootstrap.
         progress: called as `progress(step, done, total, item)`.
@@ -120,7 +125,8 @@ def evaluate(
         if progress:
             progress("evaluate", number, len(pairs), name)
         try:
-            one = _count(_labels(first, min_area), _labels(second, min_area), name, threshold, boundary_tolerance)
+            pair = _labels(first, min_area), _labels(second, min_area)
+            one = _count(*pair, name, threshold, boundary_tolerance, published)
         except (UserError, OSError) as error:
             failures.append(describe(error, name, "evaluate"))
             continue
@@ -134,7 +140,7 @@ def evaluate(
         raise UserError(f"No pair of label images could be compared. {problems}")
     rows = [
         Score(name, title, *_interval(counts, formula, resamples, seed), meaning)
-        for name, title, formula, meaning in _formulas(threshold, boundary_tolerance)
+        for name, title, formula, meaning in _formulas(threshold, boundary_tolerance, published)
     ]
     total = np.sum([one.chosen for one in counts], axis=0)
     scores = Evaluation(rows, images, int(total[0] + total[2]), int(total[0] + total[1]), failures)
@@ -145,8 +151,20 @@ def evaluate(
     return scores
 
 
-def _formulas(threshold: float, tolerance: float) -> list[tuple[str, str, Callable[[list[_Counts]], float], str]]:
+def _formulas(
+    threshold: float, tolerance: float, published: bool
+) -> list[tuple[str, str, Callable[[list[_Counts]], float], str]]:
     at = f"IoU > {threshold:g}"
+
+    def mean(index: int) -> Callable[[list[_Counts]], float]:
+        return lambda c: float(np.mean([one.published[index] for one in c]))
+
+    as_published = [
+        ("published_image_iou", "Avg IoU (Img)", mean(0), "as published: mean of the image IoU over images"),
+        ("published_instance_iou", "Avg IoU (Inst)", mean(1), "as published: best IoU of each predicted outline, mean"),
+        ("published_instance_iou_9", "Avg IoU (Inst) > 9 px", mean(2), "the same for outlines above 9 px"),
+        ("published_youden", "Avg Youden", mean(3), "as published: mean of the Youden index over images"),
+    ]
     return [
         ("f1", "F1", lambda c: _f1(_sum(c, "chosen")), f"2 tp / (2 tp + fp + fn), objects matched at {at}"),
         ("precision", "Precision", lambda c: _part(_sum(c, "chosen"), 1), "found objects that are true"),
@@ -157,10 +175,13 @@ def _formulas(threshold: float, tolerance: float) -> list[tuple[str, str, Callab
         ("iou", "Image IoU", lambda c: _iou(_sum(c, "pixels")), "common area / joint area of all particles"),
         ("youden", "Youden index", lambda c: _youden(_sum(c, "pixels")), "pixels: sensitivity + specificity - 1"),
         ("boundary_f1", "Boundary F1", lambda c: _boundary(_sum(c, "boundary")), f"outlines within {tolerance:g} px"),
+        *(as_published if published else []),
     ]
 
 
-def _count(truth: np.ndarray, predicted: np.ndarray, name: str, threshold: float, tolerance: float) -> _Counts:
+def _count(
+    truth: np.ndarray, predicted: np.ndarray, name: str, threshold: float, tolerance: float, published: bool
+) -> _Counts:
     rows = min(len(truth), len(predicted))
     if truth.shape[1:] != predicted.shape[1:] or rows < (1 - LARGEST_CUT) * max(len(truth), len(predicted)):
         raise FileError(
@@ -176,7 +197,13 @@ def _count(truth: np.ndarray, predicted: np.ndarray, name: str, threshold: float
         np.array(_match(table, threshold), float),
         np.array([part[0] for part in (pixels.tp, pixels.fp, pixels.fn, pixels.tn)], float),
         np.array([edges.true, edges.true_found, edges.predicted, edges.predicted_found], float),
+        np.array(_score_as_published(truth, predicted) if published else (), float),
     )
+
+
+def _score_as_published(truth: np.ndarray, predicted: np.ndarray) -> tuple[float, ...]:
+    """Outlines are traced 8-connected there: predicted particles are opened at corners, the truth stays as drawn."""
+    return score_mask(labeling.separate_8_to_4(labeling.cut_touching(predicted)), labeling.cut_touching(truth))
 
 
 def _match(table: instance.OverlapTable, threshold: float) -> tuple[float, ...]:

@@ -94,6 +94,16 @@ def test_evaluate_perfect_and_intervals():
     assert (row.value, row.low, row.high) == (0.5, 0, 1)
 
 
+def test_evaluate_as_published():
+    corner = np.zeros((12, 12), np.int32)
+    corner[1:6, 1:6], corner[6:11, 6:11] = 1, 2
+    scores = km.evaluate([corner, squares()], [corner, squares()], published=True, resamples=5)
+    # Perfect labels: the truth joins the two squares at their corner, one pixel of which the prediction has cleared.
+    assert scores["published_image_iou"] == pytest.approx((49 / 50 + 1) / 2)
+    assert scores["published_instance_iou"] == pytest.approx((49 / 100 + 1) / 2)
+    assert scores["published_youden"] == pytest.approx((49 / 50 + 1) / 2) and scores["f1"] == 1
+
+
 def test_evaluate_folders_and_missing_partner(tmp_path):
     for name in ("a", "b"):
         io.write_labels(tmp_path / "truth" / f"{name}.tif", squares())
