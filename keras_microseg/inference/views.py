@@ -55,13 +55,13 @@ class GreyView:
 
 
 class ScaledView:
-    """A 2D array (or one channel of maps) enlarged or reduced by linear interpolation, read as asked for.
+    """A 2D or 3D array (or one channel of maps) enlarged or reduced by linear interpolation, read as asked for.
 
     Reducing averages over the pixels that fall into one (a triangle twice as wide), so that no detail aliases.
     Any window equals the same window of the whole scaled array.
 
     Args:
-        array: (H, W) array, NumPy or lazy.
+        array: (H, W) or (Z, H, W) array, NumPy or lazy.
         scale: factor per axis is `shape / array.shape` with `shape = round(scale * array.shape)`, at least one pixel.
         shape: the shape itself, instead of `scale`.
     """
@@ -70,19 +70,23 @@ class ScaledView:
 
     def __init__(self, array: Any, scale: float = 1.0, shape: Sequence[int] | None = None):
         self.array = array
-        self.shape = scaled_shape(array.shape, scale) if shape is None else tuple(shape)
+        self.shape = scaled_shape(array.shape, scale, len(array.shape)) if shape is None else tuple(shape)
 
     def __getitem__(self, key: Slices) -> np.ndarray:
         window = [slice(*part.indices(n)) for part, n in zip(key, self.shape, strict=True)]
-        rows, row_weights = _weights(window[0], self.shape[0], self.array.shape[0])
-        columns, column_weights = _weights(window[1], self.shape[1], self.array.shape[1])
+        places = [_weights(w, n, m) for w, n, m in zip(window, self.shape, self.array.shape, strict=True)]
+        source = tuple(positions for positions, _ in places)
         height = window[0].stop - window[0].start
-        if (rows.stop - rows.start) * (columns.stop - columns.start) > _SOURCE_PIXELS and height > 1:
+        if math.prod(p.stop - p.start for p in source) > _SOURCE_PIXELS and height > 1:
             middle = window[0].start + height // 2  # a much reduced image draws on many pixels
             parts = (slice(window[0].start, middle), slice(middle, window[0].stop))
-            return np.concatenate([self[part, window[1]] for part in parts])
-        values = np.asarray(self.array[rows, columns], np.float32)
-        return (column_weights @ (row_weights @ values).T).T.astype(np.float32, copy=False)
+            return np.concatenate([self[part, *window[1:]] for part in parts])
+        values = np.asarray(self.array[source], np.float32)
+        for axis, (_, weights) in enumerate(places):
+            moved = np.moveaxis(values, axis, 0)
+            scaled = weights @ moved.reshape(len(moved), -1)
+            values = np.moveaxis(scaled.reshape(-1, *moved.shape[1:]), 0, axis)
+        return values.astype(np.float32, copy=False)
 
 
 class StretchedView:
@@ -96,6 +100,22 @@ class StretchedView:
     def __getitem__(self, key: Slices) -> np.ndarray:
         values = stretch(self.array[key], self.limits)
         return invert(values) if self.inverted else values
+
+
+class ThresholdView:
+    """Where an array exceeds a threshold, uint8 0 and 1, read as asked for."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, array: Any, threshold: float):
+        self.array, self.threshold, self.shape = array, threshold, tuple(array.shape)
+        self.ndim, self.nbytes = len(self.shape), math.prod(self.shape)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return (np.asarray(self.array[key]) > self.threshold).astype(np.uint8)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype)
 
 
 class DiskArray:
@@ -137,9 +157,9 @@ class DiskArray:
         return np.asarray(self[...], dtype)
 
 
-def scaled_shape(shape: Sequence[int], scale: float) -> tuple[int, int]:
-    """Height and width of an image enlarged by `scale`, at least one pixel."""
-    return tuple(max(1, round(n * scale)) for n in shape[:2])
+def scaled_shape(shape: Sequence[int], scale: float, ndim: int = 2) -> tuple[int, ...]:
+    """The first `ndim` sizes of an image or volume enlarged by `scale`, at least one pixel."""
+    return tuple(max(1, round(n * scale)) for n in shape[:ndim])
 
 
 def quantize(maps: np.ndarray, outputs: Sequence[str]) -> np.ndarray:
