@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from keras_microseg import backend
+from keras_microseg.backend import parallel
 from keras_microseg.checks import UserError, check_number
 from keras_microseg.models.saving import save_model
 from keras_microseg.training.batches import batches
@@ -308,11 +309,11 @@ class _Run:
         return [variable for metric in (self.mean_loss, *self.metrics) for variable in metric.variables]
 
     def _train(self, x: Any, y: Any, weights: Any = None) -> None:
-        def loss_fn() -> tuple[Any, Any]:
+        def loss_fn(x: Any, y: Any, weights: Any) -> tuple[Any, Any]:
             return self._loss(x, y, weights, training=True)
 
-        variables = self.model.trainable_variables
-        value, gradients = backend.value_and_grad(loss_fn, variables, state=self.model.non_trainable_variables)
+        variables, others = self.model.trainable_variables, self.model.non_trainable_variables
+        value, gradients = parallel.value_and_grad(loss_fn, (x, y, weights), variables, state=others)
         backend.apply_gradients(self.optimizer, gradients, variables)
         self._count(y, weights, *value)
 
