@@ -38,7 +38,7 @@ class SphereModelSettings:
 
     epochs: int = 32
     steps_per_epoch: int = 50
-    batch_size: int = 4
+    batch_size: int = 2
     size: int = 48
     outputs: tuple[str, ...] = ("foreground", "boundary", "distance")
     diameter: tuple[float, float] = (9.0, 26.0)

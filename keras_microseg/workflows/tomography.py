@@ -1,0 +1,257 @@
+"""Workflow `volume run`: slices to a table of objects - stack, mask, train, predict, label, measure, report.
+
+Every step reads files and writes files into a folder of its own, so that each can be repeated, replaced or looked at;
+an interrupted run goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from keras_microseg import io
+from keras_microseg.checks import UserError, check_number, parse_bytes
+from keras_microseg.image import Image
+from keras_microseg.inference.views import ThresholdView
+from keras_microseg.measurement import measure_particles
+from keras_microseg.segmentation.pseudo_labels import MaskSettings
+from keras_microseg.segmentation.separation import SeparationSettings, separate_blocks
+from keras_microseg.workflows import tomography_predict, tomography_prepare, tomography_train
+from keras_microseg.workflows.steps import Progress, RunFolder, Step, run_steps, write_json
+
+_HOW: dict[str, Any] = {"metadata": {"lasting": False}}
+_LABEL_BYTES = 60  # per voxel of a block and its halo, see `separate_blocks`
+
+
+@dataclasses.dataclass(frozen=True)
+class TomographySettings:
+    """The whole path.
+
+    Attributes:
+        source: folder or pattern of slices, or any volume `io.open_volume` knows.
+        model: `"spheres3d"`, the path of a model file, or `"train"` to train one on this volume.
+        labels: labels or mask to train on; None makes an automatic mask (pseudo-labels).
+        labels_are: see `TrainVolumeSettings`.
+        diameter: typical diameter of the objects, voxels; sets the working scale and the separation.
+        mask: how the automatic mask is made.
+        train: changes to `TrainVolumeSettings`, such as `{"epochs": 10}`.
+        predict: changes to `PredictVolumeSettings`, such as `{"flips": 4}`.
+        threshold: probability above which a voxel belongs to an object, 0..1.
+        separate: cut touching objects apart; False keeps what touches as one object.
+        min_size: smaller objects are left out, voxels; None = 5 % of a sphere of `diameter`.
+        voxel_size, dataset, max_ram: see `StackSettings`.
+    """
+
+    source: str
+    model: str = "spheres3d"
+    labels: str | None = None
+    labels_are: str = "mask"
+    diameter: float | None = None
+    mask: MaskSettings = dataclasses.field(default_factory=MaskSettings)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    predict: dict[str, Any] = dataclasses.field(default_factory=dict)
+    threshold: float = 0.5
+    separate: bool = True
+    min_size: int | None = None
+    voxel_size: str | None = None
+    dataset: str | None = None
+    max_ram: str = dataclasses.field(default="2GB", **_HOW)
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold, minimum=0, maximum=1)
+        if self.diameter is not None:
+            check_number("diameter", self.diameter, minimum=0, exclusive=True)
+        if self.labels is not None and self.model != "train":
+            raise UserError(f"`labels` are for model='train'. Received: model={self.model!r}")
+        parse_bytes(self.max_ram)
+
+
+def run(
+    settings: TomographySettings,
+    out: str | os.PathLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RunFolder:
+    """Run all steps that the settings ask for.
+
+    Args:
+        settings: what and how.
+        out: folder; gets `stack/`, `mask/`, `model/`, `maps/` as needed, `labels.zarr`, `objects.csv`, `summary.json`
+            and `report.html`.
+        resume, overwrite: see `RunFolder`.
+        progress: called as `progress(step, done, total, item)`.
+
+    Raises:
+        UserError, FileError: see the steps.
+    """
+    image = io.open_volume(settings.source, dataset=settings.dataset, voxel_size=settings.voxel_size)
+    folder = RunFolder(out, settings, command="volume run", resume=resume, overwrite=overwrite, progress=progress)
+    steps = [Step("predict", _predict), Step("label", _label), Step("measure", _measure), Step("report", _report)]
+    if settings.model == "train":
+        steps.insert(0, Step("train", _train))
+        if settings.labels is None:
+            steps.insert(0, Step("mask", _mask))
+    if " slices, " in image.metadata.get("format", ""):  # single files stay as they are
+        steps.insert(0, Step("stack", _stack))
+    return run_steps(folder, steps)
+
+
+def _volume(folder: RunFolder) -> str:
+    """The stack when there is one, else the source."""
+    made = sorted((folder.path / "stack").glob("tomographic_image_*"))
+    made = [path for path in made if path.suffix in (".zarr", ".tif", ".tiff", ".npy") and ".part" not in path.name]
+    return str(made[0]) if made else folder.settings.source
+
+
+def _options(folder: RunFolder) -> dict[str, Any]:
+    return {"resume": True, "progress": folder.progress}
+
+
+def _common(folder: RunFolder) -> dict[str, Any]:
+    return {"voxel_size": folder.settings.voxel_size, "max_ram": folder.settings.max_ram}
+
+
+def _stack(folder: RunFolder) -> None:
+    settings = tomography_prepare.StackSettings(
+        folder.settings.source, dataset=folder.settings.dataset, report=False, **_common(folder)
+    )
+    tomography_prepare.stack(settings, folder.path / "stack", **_options(folder))
+
+
+def _mask(folder: RunFolder) -> None:
+    settings = tomography_prepare.MaskRun(_volume(folder), folder.settings.mask, **_common(folder))
+    tomography_prepare.mask(settings, folder.path / "mask", **_options(folder))
+
+
+def _train(folder: RunFolder) -> None:
+    labels = folder.settings.labels or str(folder.path / "mask" / "mask.zarr")
+    changes = {"labels_are": folder.settings.labels_are, **folder.settings.train}
+    settings = tomography_train.TrainVolumeSettings(_volume(folder), labels, **changes)
+    tomography_train.train_volume(settings, folder.path / "model", **_options(folder))
+
+
+def _predict(folder: RunFolder) -> None:
+    asked = folder.settings
+    trained = asked.model == "train"
+    changes = {"diameter": None if trained else asked.diameter, "maps": ("foreground",), **asked.predict}
+    settings = tomography_predict.PredictVolumeSettings(
+        _volume(folder), str(folder.path / "model" / tomography_train.MODEL) if trained else asked.model,
+        report=False, **changes, **_common(folder),
+    )  # fmt: skip
+    tomography_predict.predict(settings, folder.path / "maps", **_options(folder))
+
+
+def _label(folder: RunFolder) -> None:
+    asked = folder.settings
+    source = io.open_volume(next((folder.path / "maps").glob("foreground.*")))
+    full = 255 if source.dtype == np.uint8 else 1
+    mask = ThresholdView(source.data, asked.threshold * full)
+    diameter = asked.diameter or 16.0
+    min_size = asked.min_size if asked.min_size is not None else int(0.05 * np.pi / 6 * diameter**3)
+    spacing = None if source.pixel_size is None else source.pixel_size.size
+    # without a cut every neck is as high as its peak, so that all parts of a component are joined
+    ratio = 0.8 if asked.separate else 0.0
+    how = SeparationSettings(sigma=max(0.5, diameter / 16), merge_ratio=ratio, min_size=min_size, spacing=spacing)
+    halo = int(np.ceil(0.75 * diameter + 4 * how.sigma))
+    edge = int((parse_bytes(asked.max_ram) / _LABEL_BYTES) ** (1 / 3)) - 2 * halo
+    if edge < 16:
+        raise UserError(f"Objects of {diameter:.0f} voxels need more memory to be labelled. Received: {asked.max_ram=}")
+    facts = {"threshold": asked.threshold, "separation": dataclasses.asdict(how)}
+    with io.create_volume(
+        folder.path / "labels.zarr", source.shape, np.uint32, voxel_size=source.pixel_size, facts=facts,
+        chunks=(min(64, source.shape[0]),) * 3, key=facts,
+    ) as out:  # fmt: skip
+        count = separate_blocks(mask, out, how, block=min(edge, 512), halo=halo)
+        out.add_facts({"objects": count})
+
+
+def _measure(folder: RunFolder) -> None:
+    labels = io.open_volume(folder.path / "labels.zarr")
+    grey = io.open_volume(_volume(folder), dataset=folder.settings.dataset, voxel_size=folder.settings.voxel_size)
+    table = measure_particles(labels, intensity=grey.data)
+    io.write_table(folder.file("objects.csv"), table, facts={"command": "volume run", "volume": folder.settings.source})
+    write_json(folder.file("summary.json"), summarize(table, labels))
+
+
+def summarize(table: Any, labels: Image) -> dict[str, Any]:
+    """Count, volume fraction and diameters of the objects of a label volume.
+
+    Args:
+        table: of `measure_particles`.
+        labels: the label volume.
+    """
+    voxels = int(np.prod(labels.shape, dtype=np.int64))
+    edge = np.prod(table.attrs["pixel_size"] or (1.0,) * 3)
+    facts: dict[str, Any] = {
+        "objects": len(table),
+        "volume_fraction": float(table["volume"].sum() / (voxels * edge)) if len(table) else 0.0,
+        "number_density": len(table) / (voxels * edge),
+        "unit": table.attrs["unit"],
+    }
+    inner = table[~table["touches_border"].astype(bool)] if len(table) else table
+    facts["whole_objects"] = len(inner)
+    if len(inner):
+        diameters = inner["equivalent_diameter"]
+        facts["equivalent_diameter"] = {
+            "median": diameters.median(), "mean": diameters.mean(), "std": diameters.std(),
+        }  # fmt: skip
+        facts["percentiles"] = {f"D{p}": float(np.percentile(diameters, p)) for p in (10, 50, 90)}
+    return facts
+
+
+def _report(folder: RunFolder) -> None:
+    from keras_microseg.intensity import volume_statistics
+    from keras_microseg.report.page import Chart, Section, Table, write_page
+    from keras_microseg.report.volumes import volume_sections
+    from keras_microseg.workflows.steps import read_json
+
+    grey = io.open_volume(_volume(folder), dataset=folder.settings.dataset, voxel_size=folder.settings.voxel_size)
+    labels = io.open_volume(folder.path / "labels.zarr")
+    facts = read_json(folder.path / "summary.json")
+    statistics = volume_statistics(grey.data, max_ram=folder.settings.max_ram)
+    sections = volume_sections(grey, statistics, labels=labels, facts={"Model": folder.settings.model})
+    table = measure_particles(labels, quantities=["volume", "equivalent_diameter", "touches_border"])
+    if len(table):
+        sections.insert(
+            0, Section("Objects", [Chart(_histogram(table), "Equivalent diameters."), Table(plain_rows(facts))])
+        )
+    cards = {
+        "objects": facts["objects"],
+        "of the volume": f"{facts['volume_fraction']:.2%}",
+        f"median diameter ({facts['unit']})": f"{facts.get('equivalent_diameter', {}).get('median', float('nan')):.4g}",
+    }
+    notes = []
+    if folder.settings.model == "train" and folder.settings.labels is None:
+        notes.append(
+            "The network was trained on an automatic mask (pseudo-labels): it imitates a threshold, and scores "
+            "against that mask do not say how true it is."
+        )
+    write_page(folder.file("report.html"), "Volume", sections, cards=cards, warnings=notes,
+               subtitle=f"{grey.name} \u00b7 {folder.manifest['package']}")  # fmt: skip
+
+
+def _histogram(table: Any) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(table["equivalent_diameter"], bins=30, color="#30618c")
+    axes.set_xlabel(f"Equivalent diameter ({table.attrs['unit']})")
+    axes.set_ylabel("Objects")
+    return figure
+
+
+def plain_rows(facts: dict[str, Any]) -> dict[str, str]:
+    """Nested facts as names and values for a table."""
+    rows: dict[str, str] = {}
+    for name, value in facts.items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        for part, entry in parts:
+            text = f"{entry:.5g}" if isinstance(entry, float) else str(entry)
+            rows[f"{name} {part}".strip().replace("_", " ").capitalize()] = text
+    return rows

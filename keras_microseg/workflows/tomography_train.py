@@ -1,0 +1,457 @@
+"""Workflow `volume train`: a volume and its labels (or mask) become a model that `volume predict` uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_microseg import io
+from keras_microseg.checks import FileError, UserError, check_choice, check_number, standardize_tuple
+from keras_microseg.intensity import NORMALIZATIONS, Normalizer
+from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read_json, run_facts, write_json
+
+ARCHITECTURES = ("default", "large", "vfp_2level", "vfp_4level", "2.5d")
+LABELS = ("instances", "mask", "classes")
+LOSSES = ("auto", "dice", "dice_crossentropy", "focal_tversky", "crossentropy")
+MODEL = "model.keras"
+SETTINGS = "train_settings.json"
+_FILES = (MODEL, "best.keras", "last.keras", "checkpoint.npz", "log.csv", "run.json", SETTINGS, "training_report.json")
+_OLD_NAMES = {
+    "input_image": "volume", "image_path": "volume", "input_mask": "labels", "mask_path": "labels",
+    "chunk_size": "patch", "batch_size": "batch_size", "epochs": "epochs", "learning_rate": "learning_rate",
+    "num_z_slices": "slices", "resize_factor": None, "output_path": None,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainVolumeSettings:
+    """How to train a network on volumes.
+
+    Attributes:
+        volume: one volume or several, anything `io.open_volume` knows.
+        labels: their labels or masks, as many.
+        labels_are: `"instances"` (objects numbered from 1), `"mask"` (0 and anything else), or `"classes"` (0, 1, ...).
+        architecture: a preset of `models.unet3d`, or `"2.5d"` (slices with their neighbours as channels).
+        filters, pools: other widths and poolings than the preset's.
+        norm: `"batch"`, `"instance"`, `"group"` or `"none"`.
+        residual, dropout, deep_supervision: see `models.unet3d`.
+        num_slices: of `"2.5d"`, odd.
+        outputs: maps to learn; None = foreground, boundary and distance of instances, foreground of masks.
+        num_classes: of `"classes"`; None = the largest found + 1.
+        patch: (z, y, x) of the patches, or one number; multiples of the network's total stride.
+        labelled: slices that are annotated (others are ignored); None = all.
+        ignore: label of voxels without annotation; None = there are none.
+        slices: use only the first so many slices; None = all.
+        validation: share of the slices kept for validation, one block; 0 = none.
+        gap: slices left out between training and validation; None = the network's receptive field.
+        epochs, steps_per_epoch, batch_size, learning_rate, patience, seed: as in `train`; `batch_size` is per device.
+        loss: `"auto"`: that of instance maps, or Dice + cross-entropy.
+        normalization: `"percentile"`, `"minmax"`, `"zscore"`.
+        augment: strength of the augmentation, 0 (none) to 2; 1 = the defaults.
+        mixed_precision: compute in bfloat16 with float32 outputs.
+        devices: devices that share every batch; 1 = no distribution.
+        epoch_files: write `epoch_info_epoch_N.json` per epoch as older scripts did.
+    """
+
+    volume: str | tuple[str, ...]
+    labels: str | tuple[str, ...]
+    labels_are: str = "instances"
+    architecture: str = "default"
+    filters: tuple[int, ...] | None = None
+    pools: tuple[tuple[int, int, int], ...] | None = None
+    norm: str = "batch"
+    residual: bool = False
+    dropout: float = 0.0
+    deep_supervision: int = 0
+    num_slices: int = 5
+    outputs: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    patch: int | tuple[int, int, int] = 64
+    labelled: tuple[int, ...] | None = None
+    ignore: int | None = None
+    slices: int | None = None
+    validation: float = 0.2
+    gap: int | None = None
+    epochs: int = 30
+    steps_per_epoch: int = 50
+    batch_size: int = 2
+    learning_rate: float = 1e-3
+    patience: int | None = None
+    loss: str = "auto"
+    normalization: str = "percentile"
+    augment: float = 1.0
+    mixed_precision: bool = False
+    devices: int = 1
+    epoch_files: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("labels_are", self.labels_are, LABELS)
+        check_choice("architecture", self.architecture, ARCHITECTURES)
+        check_choice("loss", self.loss, LOSSES)
+        check_choice("normalization", self.normalization, tuple(n for n in NORMALIZATIONS if n != "fixed"))
+        if len(_listed(self.volume)) != len(_listed(self.labels)):
+            raise UserError(
+                f"As many label volumes as volumes are needed. Received: {len(_listed(self.volume))} volumes, "
+                f"{len(_listed(self.labels))} labels"
+            )
+        for name in ("epochs", "steps_per_epoch", "batch_size", "devices"):
+            check_number(name, getattr(self, name), minimum=1, integer=True)
+        standardize_tuple(self.patch, 3, "patch")
+        check_number("validation", self.validation, minimum=0, maximum=0.5)
+        check_number("learning_rate", self.learning_rate, minimum=0, exclusive=True)
+        check_number("augment", self.augment, minimum=0, maximum=2)
+        check_number("seed", self.seed, minimum=0, integer=True)
+
+    @classmethod
+    def from_legacy(cls, options: Mapping[str, Any], **changes: Any) -> TrainVolumeSettings:
+        """Settings from the option names of the older scripts, which trained `vfp_2level` on a mask with Dice.
+
+        Known: input_image, input_mask, chunk_size, batch_size, epochs, learning_rate, num_z_slices, resize_factor (1
+        only), output_path (give it as the output folder).
+
+        Raises:
+            UserError: an unknown name, or a resize factor other than 1.
+        """
+        values: dict[str, Any] = {
+            "labels_are": "mask", "architecture": "vfp_2level", "loss": "dice", "normalization": "minmax",
+            "epochs": 100, "batch_size": 1, "learning_rate": 1e-4, "patience": 10, "augment": 0.0, "epoch_files": True,
+            "patch": (10, 256, 256), "validation": 0.2, "gap": 21,
+        }  # fmt: skip
+        for name, value in options.items():
+            key = name.lower()
+            check_choice("option", key, _OLD_NAMES)
+            if key == "resize_factor" and value not in (1, 1.0, None):
+                raise UserError(
+                    f"resize_factor={value}: volumes are no longer resized. Bin the slices, or leave it at 1."
+                )
+            if key == "chunk_size":
+                value = (int(value), 256, 256)
+            if _OLD_NAMES[key] is not None:
+                values[_OLD_NAMES[key]] = value
+        return cls(**values | changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedVolumeModel:
+    """Outcome of `train_volume`.
+
+    Attributes:
+        model_path: the model of the best epoch, ready for `predict`.
+        scores: losses and scores of that epoch.
+        history: one row per epoch.
+        card: the facts stored in the model.
+    """
+
+    model_path: Path
+    scores: dict[str, float]
+    history: list[dict[str, float]]
+    card: dict[str, Any]
+
+
+def train_volume(
+    settings: TrainVolumeSettings,
+    out: str | os.PathLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TrainedVolumeModel:
+    """Train a 3D or 2.5D network on volumes with labels.
+
+    Args:
+        settings: what and how.
+        out: folder for `model.keras`, logs, `training_report.json` and what `resume` needs.
+        resume: go on with an interrupted training; it ends where an uninterrupted one does.
+        overwrite: replace an earlier training in `out`.
+        progress: called as `progress("train", epochs done, epochs, losses)`.
+
+    Raises:
+        UserError: settings out of range, a volume thinner than a patch, no labelled voxel, another training in `out`.
+        FileError: a label volume of another shape, unreadable volumes, unwritable folder.
+    """
+    out = Path(out)
+    _check_folder(out, settings, resume=resume, overwrite=overwrite)
+
+    from keras_microseg import backend
+
+    backend.select()
+    from keras_microseg.training.parallel import train_on_devices
+
+    started = now()
+    if overwrite and not resume:
+        for name in _FILES:
+            (out / name).unlink(missing_ok=True)
+    task = VolumeTraining(settings, out)
+    earlier = read_json(out / SETTINGS).get("card") if resume and (out / SETTINGS).is_file() else None
+    if earlier:
+        task.card["made"] = earlier["made"]
+    write_json(out / SETTINGS, {**plain(settings), "card": task.card})
+    result = train_on_devices(task, settings.devices, out, resume=resume, progress=progress)
+    best = result.history[(result.best_epoch or len(result.history)) - 1]
+    _save_main(result.best_path, out / MODEL)
+    scores = {key: float(value) for key, value in best.items() if key not in ("epoch", "seconds", "learning_rate")}
+    write_json(
+        out / SETTINGS,
+        {**plain(settings), "card": task.card, "scores": scores, "sha256": file_hash(out / MODEL), "finished": now()},
+    )
+    write_json(out / "training_report.json", _report(settings, task, result, started))
+    return TrainedVolumeModel(out / MODEL, scores, result.history, task.card)
+
+
+class VolumeTraining:
+    """Builds everything that one training needs, equally in every process that takes part in it."""
+
+    def __init__(self, settings: TrainVolumeSettings, out: Path):
+        from keras_microseg.data.volumes import LabelledVolume, split_slices
+        from keras_microseg.models import unet3d as networks
+
+        self.settings = settings
+        chosen = networks.PRESETS.get(settings.architecture, {})
+        self.pools = settings.pools or chosen.get("pools")
+        self.filters = settings.filters or chosen.get("filters") or (16, 32, 64, 128)
+        if settings.architecture == "2.5d":
+            stride = (1, *(2 ** (len(self.filters) - 1),) * 2)
+            field = (settings.num_slices, *networks.receptive_field(((1, 2, 2),) * (len(self.filters) - 1))[1:])
+        else:
+            stride, field = networks.total_stride(self.pools), networks.receptive_field(self.pools)
+        size = standardize_tuple(settings.patch, 3, "patch")
+        self.size = (settings.num_slices, *size[1:]) if settings.architecture == "2.5d" else size
+        if any(n % m for n, m in zip(self.size, stride, strict=True)):
+            fitting = tuple(-(-n // m) * m for n, m in zip(size, stride, strict=True))
+            raise UserError(f"`patch` must be a multiple of {stride}. Received: patch={size}. Use {fitting}.")
+        gap = field[0] if settings.gap is None else settings.gap
+        pairs = [open_pair(*paths) for paths in zip(_listed(settings.volume), _listed(settings.labels), strict=True)]
+        self.volumes, self.validation = [], []
+        for number, (grey, labels) in enumerate(pairs):
+            depth = grey.shape[0] if settings.slices is None else min(settings.slices, grey.shape[0])
+            try:
+                training, held = split_slices(
+                    depth, settings.validation, gap, least=self.size[0], seed=settings.seed + number
+                )
+            except UserError as error:
+                raise UserError(f"{grey.name}: {error}") from None
+            scale = Normalizer.fit(grey.data, settings.normalization)
+            facts = {"labelled": settings.labelled, "ignore": settings.ignore, "name": grey.name}
+            array = _AsMask(labels.data) if settings.labels_are == "mask" else labels.data
+            self.volumes.append(LabelledVolume(grey.data, array, scale, slices=training, **facts))
+            has_labels = settings.labelled is None or any(a <= z < b for z in settings.labelled for a, b in held)
+            if held and has_labels:
+                self.validation.append(LabelledVolume(grey.data, array, scale, slices=held, **facts))
+        self.outputs, self.num_classes = self._choose_outputs(pairs)
+        lower, upper = 0.1, 99.9
+        self.card = {
+            "name": f"{settings.architecture} trained on {pairs[0][0].name}",
+            "outputs": list(self.outputs),
+            "normalization": {"mode": settings.normalization, "lower": lower, "upper": upper}
+            | {key: getattr(self.volumes[0].normalizer, key) for key in ("low", "high")},
+            "multiple_of": stride[1] if settings.architecture == "2.5d" else list(stride),
+            "halo": min(field[1] // 4, 64)
+            if settings.architecture == "2.5d"
+            else [max(1, -(-n // 4 // m) * m) for n, m in zip(field, stride, strict=True)],
+            "decode": {"seed_threshold": 0.6, "boundary_weight": 0.0},
+            "voxel_size": plain(pairs[0][0].pixel_size),
+            "training": {**plain(settings), "validation_slices": [plain(v.slices) for v in self.validation]},
+            "made": {**run_facts(), "at": now()},
+        }
+        self.card |= {"num_slices": settings.num_slices} if settings.architecture == "2.5d" else {"ndim": 3}
+        if self.num_classes:
+            self.card["classes"] = self.num_classes
+
+    def _choose_outputs(self, pairs: Sequence[tuple[Any, Any]]) -> tuple[tuple[str, ...], int | None]:
+        settings = self.settings
+        if settings.labels_are == "classes":
+            count = settings.num_classes
+            if count is None:
+                found = [int(_largest(labels.data, settings.ignore)) for _, labels in pairs]
+                count = max(2, max(found) + 1)
+            return tuple(f"class_{i}" for i in range(count)), count
+        sparse = settings.labelled is not None or settings.ignore is not None
+        if settings.outputs is None:
+            plain_maps = settings.labels_are == "mask" or sparse or settings.architecture.startswith("vfp")
+            return ("foreground",) if plain_maps else ("foreground", "boundary", "distance"), None
+        return tuple(settings.outputs), None
+
+    def build(self, workers: int = 1) -> dict[str, Any]:
+        """Arguments of `training.supervised.train`: model, data, loss, ..."""
+        import keras
+
+        from keras_microseg import losses
+        from keras_microseg.data.augment_volumes import VolumeAugmentSettings
+        from keras_microseg.data.volumes import VolumePatches
+        from keras_microseg.metrics.tracked import ForegroundDice
+        from keras_microseg.models.unet3d import unet3d, unet25d
+        from keras_microseg.training.epoch_files import EpochFiles
+        from keras_microseg.training.schedules import OptimizerSettings
+
+        s = self.settings
+        seeds = [int(n) for n in np.random.SeedSequence(s.seed).generate_state(3)]
+        batch = s.batch_size * s.devices
+        options: dict[str, Any] = {"size": self.size, "outputs": self.outputs, "num_classes": self.num_classes}
+        if s.architecture == "2.5d":
+            options["num_slices"] = s.num_slices
+        augment = scaled_augmentation(VolumeAugmentSettings(), s.augment)
+        if s.architecture == "2.5d":
+            augment = dataclasses.replace(augment, dropped_slices=0.0)
+        training = VolumePatches(self.volumes, s.steps_per_epoch, batch, seeds[0], augment=augment, **options)
+        validation = None
+        if self.validation:
+            count = max(1, s.steps_per_epoch // 5)
+            validation = VolumePatches(self.validation, count, batch, seeds[1], fixed=True, **options)
+        keras.utils.set_random_seed(seeds[2] % 2**31)
+        maps = {
+            "num_outputs": len(self.outputs),
+            "output_activation": "softmax" if self.num_classes else "sigmoid",
+        }
+        if s.architecture == "2.5d":
+            model = unet25d(s.num_slices, filters=self.filters, **maps)
+        else:
+            body = {"residual": s.residual, "dropout": s.dropout, "deep_supervision": s.deep_supervision}
+            preset = None if s.filters or s.pools else s.architecture
+            own = {} if preset else {"filters": self.filters, "pools": self.pools}
+            model = unet3d(preset, norm=None if s.norm == "none" else s.norm, **own, **body, **maps)
+        loss = self._loss(losses)
+        if s.deep_supervision and s.architecture != "2.5d":
+            loss = losses.DeepSupervision(loss, s.deep_supervision)
+        channel = 1 if self.num_classes else 0
+        weight = len(self.outputs) if training.is_sparse else None
+        warmup = min(1.0, s.epochs / 10)
+        return {
+            "model": model,
+            "train_data": training,
+            "validation_data": validation,
+            "loss": loss,
+            "metrics": [ForegroundDice(channel, weight_channel=weight, name="dice")],
+            "epochs": s.epochs,
+            "optimizer": OptimizerSettings(
+                "adam" if s.architecture.startswith("vfp") else "adamw",
+                s.learning_rate,
+                schedule="constant" if s.architecture.startswith("vfp") else "cosine",
+                warmup_epochs=warmup,
+                clip_norm=None if s.architecture.startswith("vfp") else 1.0,
+            ),
+            "seed": s.seed,
+            "patience": s.patience,
+            "mixed_precision": s.mixed_precision,
+            "checkpoint_steps": 25,
+            "workers": workers,
+            "card": self.card,
+            "callbacks": [EpochFiles()] if s.epoch_files else [],
+        }
+
+    def _loss(self, losses: Any) -> Any:
+        name = self.settings.loss
+        if name == "auto" and not self.num_classes and self.outputs != ("foreground",):
+            return losses.InstanceMapsLoss(self.outputs, weights={"distance": 2.0}, boundary_weight=5.0)
+        if name in ("auto", "dice_crossentropy"):
+            return losses.DiceCrossentropy(exclusive=bool(self.num_classes))
+        if name == "crossentropy":
+            return losses.DiceCrossentropy(exclusive=bool(self.num_classes), dice_weight=0.0)
+        return losses.SoftDice() if name == "dice" else losses.FocalTversky()
+
+
+def open_pair(volume: str | os.PathLike, labels: str | os.PathLike) -> tuple[Any, Any]:
+    """A volume and its labels, both lazy.
+
+    Raises:
+        FileError: another shape, or labels that are no whole numbers; the message names the files.
+    """
+    grey, found = io.open_volume(volume), io.open_volume(labels)
+    if grey.shape != found.shape:
+        raise FileError(
+            labels, f"has {found.shape} voxels, its volume {grey.name} has {grey.shape}.", "They must agree (z, y, x)."
+        )
+    if found.dtype.kind not in "bui":
+        raise FileError(labels, f"holds {found.dtype} values.", "Labels and masks must be whole numbers.")
+    return grey, found
+
+
+def scaled_augmentation(settings: Any, strength: float) -> Any:
+    """Augmentation settings with every amplitude times `strength`; flips stay unless it is 0."""
+    if strength == 1:
+        return settings
+    values = dataclasses.asdict(settings)
+    scaled = {
+        key: value if isinstance(value, bool) else min(0.9, value * strength) if key == "contrast" else value * strength
+        for key, value in values.items()
+    }
+    scaled["zoom"] = values["zoom"] ** strength
+    scaled["flips"] = strength > 0
+    scaled["dropped_slices"] = min(1.0, scaled["dropped_slices"])
+    return type(settings)(**scaled)
+
+
+class _AsMask:
+    """Labels as 0 and 1, read window by window."""
+
+    def __init__(self, labels: Any):
+        self.labels, self.shape, self.dtype = labels, tuple(labels.shape), np.dtype(np.uint8)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        return (np.asarray(self.labels[key]) > 0).astype(np.uint8)
+
+
+def _listed(value: Any) -> list[str]:
+    return [os.fspath(value)] if isinstance(value, str | os.PathLike) else [os.fspath(v) for v in value]
+
+
+def _largest(labels: Any, ignore: int | None) -> int:
+    largest = 0
+    for z in range(labels.shape[0]):
+        plane = np.asarray(labels[z : z + 1])
+        plane = plane[plane != ignore] if ignore is not None else plane
+        largest = max(largest, int(plane.max(initial=0)))
+    return largest
+
+
+def _save_main(best_path: Path, path: Path) -> None:
+    """Copy the best model, without the extra outputs of deep supervision."""
+    from keras_microseg.models.saving import load_model, save_model
+    from keras_microseg.models.unet3d import main_maps
+
+    model, card = load_model(best_path)
+    if main_maps(model) is model:
+        with io.atomic_path(path) as temporary:
+            shutil.copyfile(best_path, temporary)
+    else:
+        save_model(main_maps(model), path, card)
+
+
+def _report(settings: TrainVolumeSettings, task: VolumeTraining, result: Any, started: str) -> dict[str, Any]:
+    """The fields of the older scripts' report."""
+    last = result.history[-1]
+    names = {"train_loss": "loss", "train_dice_coefficient": "dice", "validation_loss": "val_loss",
+             "validation_dice_coefficient": "val_dice"}  # fmt: skip
+    losses = [row["val_loss"] for row in result.history if "val_loss" in row]
+    dice = [row["val_dice"] for row in result.history if "val_dice" in row]
+    return {
+        "date": now(), "started": started, "input_image": settings.volume, "input_mask": settings.labels,
+        "chunk_size": task.size[0], "patch": task.size, "epochs": len(result.history),
+        "batch_size": settings.batch_size, "num_z_slices": settings.slices, "resize_factor": 1.0,
+        "training_slices": [v.slices for v in task.volumes], "validation_slices": [v.slices for v in task.validation],
+        "training_time": sum(row["seconds"] for row in result.history),
+        **{f"final_{name}": last.get(key) for name, key in names.items()},
+        "best_val_loss": min(losses, default=None), "best_val_dice_coefficient": max(dice, default=None),
+        "best_epoch": result.best_epoch, **run_facts(),
+    }  # fmt: skip
+
+
+def _check_folder(out: Path, settings: TrainVolumeSettings, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder with another training, unless asked to go on with it or to replace it."""
+    path = out / SETTINGS
+    if not path.is_file() or (overwrite and not resume):
+        return
+    if not resume:
+        raise FileError(out, "already holds a training.", "Use --resume, --overwrite, or another folder.")
+    earlier, asked = read_json(path), plain(settings)
+    changed = [f"{key}={earlier[key]!r} -> {asked[key]!r}" for key in asked if earlier.get(key) != asked[key]]
+    if changed:
+        raise FileError(
+            out, f"holds a training with other settings ({'; '.join(changed)}).", "Repeat them, or --overwrite."
+        )

@@ -1,0 +1,149 @@
+"""The path through a volume: train, predict, label, measure; resumed runs, sparse labels, 2.5D, clear errors."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from keras_microseg import io
+from keras_microseg.checks import FileError, UserError
+from keras_microseg.cli import app
+from keras_microseg.inference import volumes  # noqa: F401  (needs keras)
+from keras_microseg.models.saving import load_model
+from keras_microseg.simulation.phantoms import PhantomSettings, make_phantom
+from keras_microseg.workflows.tomography_predict import PredictVolumeSettings, predict
+from keras_microseg.workflows.tomography_train import TrainVolumeSettings, train_volume
+
+pytestmark = pytest.mark.network
+SMALL = {
+    "filters": (2, 3), "pools": ((2, 2, 2),), "patch": (8, 16, 16), "epochs": 2, "steps_per_epoch": 3, "batch_size": 2,
+    "gap": 4, "validation": 0.25,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A phantom volume of 40 x 32 x 32 voxels, its labels, and a mask."""
+    folder = tmp_path_factory.mktemp("phantom")
+    phantom = make_phantom(PhantomSettings(shape=(40, 32, 32), diameter=10, fraction=0.2, seed=1))
+    np.save(folder / "scan.npy", phantom.volume)
+    np.save(folder / "labels.npy", phantom.labels.astype(np.int32))
+    mask = np.where(phantom.labels > 0, 255, 0).astype(np.uint8)
+    io.write_image(folder / "mask.tif", mask, axes="ZYX")
+    return folder
+
+
+def settings(data, labels="labels.npy", **changes):
+    return TrainVolumeSettings(str(data / "scan.npy"), str(data / labels), **SMALL | changes)
+
+
+def test_train_resume_and_predict(data, tmp_path):
+    chosen = settings(data, epoch_files=True, deep_supervision=0)
+    result = train_volume(chosen, tmp_path / "whole")
+    assert result.card["outputs"] == ["foreground", "boundary", "distance"] and result.card["ndim"] == 3
+    assert {"loss", "dice", "val_loss", "val_dice"} <= set(result.scores)
+    info = json.loads((tmp_path / "whole" / "epoch_info_epoch_2.json").read_text())
+    assert set(info) == {
+        "epoch", "loss", "dice_coefficient", "val_loss", "val_dice_coefficient", "contains_nan",
+    } and info["contains_nan"] is False  # fmt: skip
+    report = json.loads((tmp_path / "whole" / "training_report.json").read_text())
+    assert report["final_train_dice_coefficient"] == pytest.approx(result.history[-1]["dice"])
+    assert report["chunk_size"] == 8 and report["input_mask"].endswith("labels.npy")
+
+    class Stop(Exception):
+        pass
+
+    def stop(step, done, total, text):
+        raise Stop
+
+    with pytest.raises(Stop):
+        train_volume(chosen, tmp_path / "cut", progress=stop)
+    again = train_volume(chosen, tmp_path / "cut", resume=True)
+    first, second = (load_model(r.model_path)[0].get_weights() for r in (result, again))
+    for ours, theirs in zip(first, second, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(FileError, match="other settings.*seed"):
+        train_volume(settings(data, epoch_files=True, seed=5), tmp_path / "cut", resume=True)
+    with pytest.raises(FileError, match="already holds a training"):
+        train_volume(chosen, tmp_path / "cut")
+
+    model = str(result.model_path)
+    paths = predict(PredictVolumeSettings(str(data / "scan.npy"), model, flips=4, spread=True), tmp_path / "maps")
+    assert set(paths) == {"foreground", "boundary", "distance", "spread"}
+    found = io.open_volume(paths["foreground"])
+    assert found.shape == (40, 32, 32) and found.dtype == np.uint8
+    assert (tmp_path / "maps" / "report.html").is_file()
+    trained = predict(
+        PredictVolumeSettings(str(data / "scan.npy"), model, normalization="model", maps=("foreground",), report=False),
+        tmp_path / "maps2",
+    )
+    assert set(trained) == {"foreground"}
+
+
+def test_masks_sparse_labels_classes_and_deep_supervision(data, tmp_path):
+    chosen = settings(
+        data, "mask.tif", labels_are="mask", labelled=(3, 12, 30, 36), epochs=1, deep_supervision=1,
+        filters=(2, 2, 2), pools=((1, 2, 2), (2, 2, 2)), mixed_precision=True,
+    )  # fmt: skip
+    result = train_volume(chosen, tmp_path / "sparse")
+    model, card = load_model(result.model_path)
+    assert card["outputs"] == ["foreground"] and model.output_shape[-1] == 1
+    classes = settings(data, "mask.tif", labels_are="classes", num_classes=256, epochs=1, steps_per_epoch=1)
+    assert len(train_volume(classes, tmp_path / "classes").card["outputs"]) == 256
+
+
+def test_25d_predicts_in_three_planes(data, tmp_path):
+    chosen = settings(data, architecture="2.5d", num_slices=3, filters=(2, 3), pools=None, epochs=1, patch=(1, 16, 16))
+    result = train_volume(chosen, tmp_path / "model")
+    assert result.card["num_slices"] == 3 and result.card["multiple_of"] == 2
+    options = PredictVolumeSettings(
+        str(data / "scan.npy"), str(result.model_path), planes=3, maps=("foreground",), halo=4, report=False
+    )
+    assert io.open_volume(predict(options, tmp_path / "maps")["foreground"]).shape == (40, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"patch": (48, 16, 16)}, UserError, "scan.npy.*has 40 slices"),
+        ({"patch": (9, 16, 16)}, UserError, r"multiple of \(2, 2, 2\).*Use \(10, 16, 16\)"),
+        ({"validation": 0.4, "gap": 40}, UserError, "smaller gap"),
+        ({"labels_are": "voxels"}, UserError, "labels_are"),
+        ({"ignore": 0}, UserError, "foreground|annotated|Sparse"),
+        ({"outputs": ("flow_y",)}, UserError, "flow_y"),
+    ],
+)
+def test_settings_that_do_not_fit(data, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        train_volume(settings(data, **changes), tmp_path / "model")
+
+
+def test_a_mask_of_another_shape(data, tmp_path):
+    np.save(tmp_path / "other.npy", np.zeros((40, 32, 30), np.uint8))
+    with pytest.raises(FileError, match="other.npy.*40, 32, 30.*scan.npy"):
+        train_volume(TrainVolumeSettings(str(data / "scan.npy"), str(tmp_path / "other.npy"), **SMALL), tmp_path / "m")
+    np.save(tmp_path / "real.npy", np.zeros((40, 32, 32), np.float32))
+    with pytest.raises(FileError, match="whole numbers"):
+        train_volume(TrainVolumeSettings(str(data / "scan.npy"), str(tmp_path / "real.npy"), **SMALL), tmp_path / "m")
+
+
+def test_old_option_names():
+    old = {"input_image": "a.tif", "input_mask": "b.tif", "CHUNK_SIZE": 10, "BATCH_SIZE": 4, "NUM_Z_SLICES": 50}
+    chosen = TrainVolumeSettings.from_legacy(old, seed=3)
+    assert (chosen.architecture, chosen.loss, chosen.patch, chosen.slices) == ("vfp_2level", "dice", (10, 256, 256), 50)
+    assert (chosen.learning_rate, chosen.batch_size, chosen.epochs, chosen.seed) == (1e-4, 4, 100, 3)
+    with pytest.raises(UserError, match="not resized"):
+        TrainVolumeSettings.from_legacy(old | {"resize_factor": 0.5})
+    with pytest.raises(UserError, match="option"):
+        TrainVolumeSettings.from_legacy({"lr": 1})
+
+
+def test_command_line(data, tmp_path):
+    runner = CliRunner()
+    train = ["volume", "train", str(data / "scan.npy"), str(data / "labels.npy"), "--out", str(tmp_path / "model"),
+             "--patch", "16", "--epochs", "1", "--steps", "1", "--batch-size", "1", "--validation", "0"]  # fmt: skip
+    done = runner.invoke(app, train)
+    assert done.exit_code == 0, done.output
+    missing = runner.invoke(app, ["volume", "predict", str(data / "none.tif"), "--out", str(tmp_path / "maps")])
+    assert missing.exit_code == 1 and "none.tif" in missing.output
