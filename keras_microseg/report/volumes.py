@@ -137,7 +137,8 @@ def comparison_rows(
 
     Args:
         image: grey volume.
-        columns: name -> labels or masks of the same shape; each is shown as white on black, as it was scored.
+        columns: name -> labels, masks or probability maps of the same shape; each is shown white on black, maps cut
+            at one half, as they are scored.
         slices: true slice numbers; default four, evenly spread.
         truth: name among `columns`; the others then get a row of errors (red: too much, blue: missing).
         side: longest side of a slice, px.
@@ -157,7 +158,10 @@ def comparison_rows(
     step = max(1, math.ceil(max(image.shape[1:]) / side))
     limits = _limits(_plane(image, 0, places[len(places) // 2]))
     rows: dict[str, list[np.ndarray]] = {"image": []}
-    masks = {name: [_plane(part, 0, z)[::step, ::step] > 0 for z in places] for name, part in columns.items()}
+    masks = {
+        name: [_plane(part, 0, z)[::step, ::step] > _object_above(part) for z in places]
+        for name, part in columns.items()
+    }
     for z in places:
         rows["image"].append(
             np.repeat(overlays.to_grey8(_plane(image, 0, z)[::step, ::step], limits)[..., None], 3, axis=2)
@@ -168,6 +172,9 @@ def comparison_rows(
             rows[f"{name}: errors"] = [_errors(part, true) for part, true in zip(parts, masks[truth], strict=True)]
     zoom = max(1, 200 // max(rows["image"][0].shape[:2]))
     rows = {name: [part.repeat(zoom, axis=0).repeat(zoom, axis=1) for part in parts] for name, parts in rows.items()}
+    if image.pixel_size is not None:
+        size = PixelSize(image.pixel_size.size[1:], image.pixel_size.unit).scaled(zoom / step)
+        rows["image"] = [overlays.draw_scale_bar(part, size) for part in rows["image"]]
     height, width = rows["image"][0].shape[:2]
     sheet = np.full((len(rows) * (height + 22) + 4, len(places) * (width + 6) + 6, 3), 255, np.uint8)
     canvas = Picture_.fromarray(sheet)
@@ -277,6 +284,14 @@ def _draw(
     if size is None and edge != 1:
         return shown  # a bar in px would count screen pixels
     return overlays.draw_scale_bar(shown, pixel)
+
+
+def _object_above(image: Image) -> float:
+    """Value above which a voxel is object: one half in probability maps, 0 in labels and masks."""
+    if image.dtype.kind == "f":
+        return 0.5
+    is_map = "map" in image.metadata.get("provenance", {})
+    return np.iinfo(image.dtype).max // 2 if is_map and image.dtype.kind == "u" else 0
 
 
 def _errors(mask: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -357,7 +357,7 @@ def info(
 
     image = io.open_volume(path, **{"gaps": "report", **options})
     facts = volume_facts(image)
-    facts["Size in memory"] = io_size(image)
+    facts["Size in memory"] = _memory_size(image)
     for number, text in enumerate(image.metadata.get("warnings", []), start=1):
         facts[f"Note {number}"] = text
     if not statistics and report_path is None:
@@ -379,7 +379,37 @@ def info(
     return facts
 
 
-def io_size(image: Image) -> str:
+def view(
+    path: str | os.PathLike,
+    results: Mapping[str, str | os.PathLike],
+    out_path: str | os.PathLike,
+    *,
+    slices: tuple[int, ...] | None = None,
+    truth: str | None = None,
+    voxel_size: str | None = None,
+) -> Path:
+    """Write a figure of slices: the image, every result, and its errors against `truth`.
+
+    Args:
+        path: the volume.
+        results: name -> labels, mask or probability map of the same shape.
+        out_path: the PNG.
+        slices: true slice numbers; default four, evenly spread.
+        truth: name among `results`.
+        voxel_size: of the volume, for the scale bar; default from the file.
+    """
+    from keras_microseg.report.overlays import write_picture
+    from keras_microseg.report.volumes import comparison_rows
+
+    if truth is not None:
+        check_choice("truth", truth, list(results))
+    image = io.open_volume(path, gaps="report", voxel_size=voxel_size)
+    opened = {name: io.open_volume(result, gaps="report") for name, result in results.items()}
+    write_picture(out_path, comparison_rows(image, opened, slices=slices, truth=truth).pixels)
+    return Path(out_path)
+
+
+def _memory_size(image: Image) -> str:
     """Bytes of all voxels, for reading."""
     from keras_microseg.checks import format_bytes
 

@@ -146,3 +146,18 @@ def test_info(tmp_path):
     np.save(tmp_path / "other.npy", np.zeros((3, 4, 5), np.uint8))
     result = run("volume", "info", tmp_path / "a.npy", "--page", page, "--labels", tmp_path / "other.npy")
     assert result.exit_code == 1 and "need the shape of the volume" in " ".join(result.output.split())
+
+
+def test_view(tmp_path):
+    np.save(tmp_path / "a.npy", VOLUME)
+    np.save(tmp_path / "b.npy", (VOLUME > 30000).astype(np.uint8))
+    with io.create_volume(tmp_path / "m.zarr", VOLUME.shape, np.uint8, facts={"map": "foreground"}) as out:
+        out[...] = VOLUME // 256
+    results = ("--result", f"truth={tmp_path / 'b.npy'}", "--result", f"map={tmp_path / 'm.zarr'}")
+    options = ("--truth", "truth", "--slices", "3,20", "--out", tmp_path / "f.png")
+    result = run("volume", "view", tmp_path / "a.npy", *results, *options, "-p", "1um")
+    assert result.exit_code == 0, result.output
+    picture = io.open_image(tmp_path / "f.png").read()
+    assert ((picture == (235, 70, 60)).all(axis=2) | (picture == (70, 140, 255)).all(axis=2)).any()
+    result = run("volume", "view", tmp_path / "a.npy", *results, "--truth", "other", "--out", tmp_path / "f.png")
+    assert result.exit_code == 1 and "`truth` must be one of" in result.output
