@@ -3,7 +3,7 @@
     python notebooks/StartFilament.py
     python notebooks/StartFilament.py VIDEOS=my/videos DATA=labelled OUT=RESULT PRESET=cpu
 
-Without MODEL a network is trained first, on the labelled videos in DATA. Started again after an interruption, it goes
+With DATA a network is trained first, on the labelled videos there. Started again after an interruption, it goes
 on where it stopped.
 """
 
@@ -21,8 +21,8 @@ from keras_microseg.workflows import filament_change
 OPTIONS = {
     "VIDEOS": "Videos",  # a folder per video (frames in img/), a stack, or a video file
     "NAMES": (),  # only these videos, for example ("201", "203")
-    "MODEL": None,  # model.keras of an earlier training
-    "DATA": "Dataset",  # labelled videos (img/, area1/, area2/), used while MODEL is None
+    "MODEL": "default",  # model.keras of an earlier training; "default": that of the package
+    "DATA": None,  # labelled videos (img/, area1/, area2/) to train a network on instead
     "PRESET": "cpu",  # of the training: "cpu" (small), "gpu", "paper" (as published)
     "MODE": "ensemble",  # partner of a frame: "ensemble", "backward", "forward", "consecutive"
     "FLIPS": 1,  # 8: average over mirrored and turned frames; slower
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> int:
     settings = filament_change.FilamentSettings(
         (str(options["VIDEOS"]),),
         options["NAMES"],
-        options["MODEL"],
-        None if options["MODEL"] else str(options["DATA"]),
+        None if options["DATA"] else str(options["MODEL"]),
+        None if options["DATA"] is None else str(options["DATA"]),
         options["PRESET"],
         {"mode": options["MODE"], "flips": options["FLIPS"]},
         video={} if options["PIXEL_SIZE"] is None else {"pixel_size": options["PIXEL_SIZE"]},

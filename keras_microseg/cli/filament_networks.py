@@ -43,7 +43,10 @@ Change = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting, like epochs=10, optimizer.learning_rate=1e-3, network.features=8."),
 ]
-Model = Annotated[Path, typer.Option("--model", "-m", help="A .keras file of `filament train`.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A .keras file of `filament train`. Default: --data, else that of the package."),
+]
 Mode = Annotated[
     str, typer.Option(help="Partner of a frame: 'ensemble' of all frames, 'backward' (last), 'forward', 'consecutive'.")
 ]
@@ -98,7 +101,7 @@ def train(
 def predict(
     videos: Videos,
     out: Out,
-    model: Model,
+    model: Model = "default",
     mode: Mode = "ensemble",
     votes: Votes = "soft",
     published: Published = False,
@@ -118,7 +121,7 @@ def predict(
     from keras_microseg.workflows import filament_change
 
     settings = filament_change.FilamentSettings(
-        tuple(map(str, videos)), tuple(name or ()), str(model), mode=_mode(mode, votes, published, flips, partners),
+        tuple(map(str, videos)), tuple(name or ()), model, mode=_mode(mode, votes, published, flips, partners),
         probabilities=probabilities, video=video_options(pixel_size, frame_rate, zero_frame, "black", False),
     )  # fmt: skip
     with show_progress() as progress:
@@ -134,17 +137,15 @@ def predict(
 
 @app.command(
     epilog=examples(
-        "keras-microseg filament run DATA --name 201 --name 203 --model MODEL/model.keras --out RESULT",
+        "keras-microseg filament run DATA --name 201 --name 203 --out RESULT",
         "keras-microseg filament run NEW_VIDEOS --data LABELLED --out RESULT",
     )
 )
 def run(
     videos: Videos,
     out: Out,
-    model: Annotated[
-        Path | None, typer.Option("--model", "-m", help="A .keras file of `filament train`; without, one is trained.")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="Labelled videos to train on when there is no model.")] = None,
+    model: Model = None,
+    data: Annotated[Path | None, typer.Option(help="Labelled videos to train a model on.")] = None,
     preset: Preset = "cpu",
     mode: Mode = "ensemble",
     votes: Votes = "soft",
@@ -168,7 +169,7 @@ def run(
     from keras_microseg.workflows import filament_change
 
     settings = filament_change.FilamentSettings(
-        tuple(map(str, videos)), tuple(name or ()), None if model is None else str(model),
+        tuple(map(str, videos)), tuple(name or ()), model or (None if data else "default"),
         None if data is None else str(data), preset, _mode(mode, votes, published, flips, partners), probabilities,
         video_options(pixel_size, frame_rate, zero_frame, "black", False),
         {"length": parse_length(length), "length_method": length_method, "monotone": monotone},

@@ -21,6 +21,7 @@ from keras_microseg.workflows import filament_train
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, file_hash, read_json, run_steps
 
 TRAINING = "training"
+DEFAULT = "default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,8 @@ class FilamentSettings:
         videos: folders, stacks or video files, or one folder that holds a folder per video; see
             `io.frame_layouts.open_series`.
         names: which of them; empty = all.
-        model: a file of `filament train`; None = train first, on `data`.
-        data: labelled videos to train on when there is no model.
+        model: a file of `filament train`; "default" is the one in the package; None = train first, on `data`.
+        data: labelled videos to train on when `model` is None.
         preset: of that training, see `filament_train.PRESETS`.
         mode: fields of `inference.change.ModeSettings`.
         probabilities: also write the probability maps (`probabilities/NAME.npz`).
@@ -43,7 +44,7 @@ class FilamentSettings:
 
     videos: tuple[str, ...]
     names: tuple[str, ...] = ()
-    model: str | None = None
+    model: str | None = DEFAULT
     data: str | None = None
     preset: str = "cpu"
     mode: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -58,8 +59,8 @@ class FilamentSettings:
         check_choice("preset", self.preset, filament_train.PRESETS)
         if self.model is None and self.data is None:
             raise UserError(
-                "Neither a model nor labelled videos to train one were given. Pass model=FILE (of filament train), or "
-                "data=FOLDER."
+                "Neither a model nor labelled videos to train one were given. Pass model=FILE (of filament train), "
+                'model="default", or data=FOLDER.'
             )
 
 
@@ -90,7 +91,7 @@ def run(
 
     backend.select()
     if settings.model is not None:
-        settings = dataclasses.replace(settings, model_sha256=_hash(settings.model))
+        settings = dataclasses.replace(settings, model_sha256=_hash(model_path(settings)))
     command = "filament run" if measure else "filament predict"
     folder = RunFolder(out, settings, command=command, resume=resume, overwrite=overwrite, progress=progress)
     steps = [Step("prepare", _prepare, always=True)]
@@ -102,6 +103,13 @@ def run(
 
         steps += filament_measure.steps_after_masks(settings)
     return run_steps(folder, steps)
+
+
+def model_path(settings: FilamentSettings) -> Path:
+    """The model file that the settings name; that of the package for "default"."""
+    if settings.model == DEFAULT:
+        return Path(__file__).parents[1] / "models" / "weights" / "filament.keras"
+    return Path(str(settings.model))
 
 
 def open_videos(settings: FilamentSettings) -> dict[str, FrameSeries]:
@@ -162,7 +170,7 @@ def _predict(folder: RunFolder) -> None:
 
     settings, videos = folder.settings, open_videos(folder.settings)
     mode = ModeSettings(**settings.mode)
-    path = settings.model or folder.path / TRAINING / filament_train.MODEL
+    path = folder.path / TRAINING / filament_train.MODEL if settings.model is None else model_path(settings)
     device = backend.configure_device()
     predictor: list[Any] = []  # opened for the first video that needs it
 

@@ -145,7 +145,9 @@ def test_run_from_images_to_report(data, model, tmp_path):
 def test_run_trains_when_there_is_no_model(data, tmp_path, monkeypatch):
     tiny = filament_train.preset("cpu", **(TINY | {"epochs": 1, "steps_per_epoch": 1}))
     monkeypatch.setattr(filament_train, "preset", lambda name: tiny)
-    settings = filament_change.FilamentSettings((str(data / "b"),), data=str(data), mode={"mode": "forward"})
+    settings = filament_change.FilamentSettings(
+        (str(data / "b"),), model=None, data=str(data), mode={"mode": "forward"}
+    )
     folder = filament_change.run(settings, tmp_path / "run", measure=False)
     assert (folder.path / "training" / "model.keras").is_file()
     assert filament_change.read_model_facts(folder)["scores"]
@@ -169,7 +171,7 @@ def test_search_tries_scores_and_reports(data, tmp_path):
 
 def test_faults_are_named(data, model, tmp_path):
     with pytest.raises(UserError, match="Neither a model nor"):
-        filament_change.FilamentSettings(("x",))
+        filament_change.FilamentSettings(("x",), model=None)
     with pytest.raises(FileError, match="no such model"):
         filament_change.run(filament_change.FilamentSettings((str(data),), model="none.keras"), tmp_path / "a")
     with pytest.raises(UserError, match="in_channels"):
