@@ -1,4 +1,4 @@
-"""Maps on disk to instance labels on disk, the same as in memory.
+"""Maps on disk to instance labels on disk, the same as in memory; images and volumes.
 
 Components and seeds are numbered per block and joined over block faces, so every particle has one number for the whole
 image before any flooding starts. A component with one seed is filled whatever its size; only touching particles are
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_microseg.checks import UserError
 from keras_microseg.inference.views import DiskArray, dequantize
 from keras_microseg.segmentation.decode import DecodeSettings, separation_landscape
 from keras_microseg.segmentation.labeling import label_components, seeded_watershed
@@ -20,7 +21,7 @@ from keras_microseg.segmentation.stitching import LabelUnion, blocks
 
 BLOCK = 1024
 HALO = 128
-Slices = tuple[slice, slice]
+Slices = tuple[slice, ...]
 
 
 def decode_large(
@@ -38,17 +39,17 @@ def decode_large(
     may be of any size.
 
     Args:
-        maps: (H, W, C), NumPy or lazy, float or as `quantize` stores them.
+        maps: (H, W, C) or (D, H, W, C), NumPy or lazy, float or as `quantize` stores them.
         outputs: name of each channel.
         settings: as for `labels_from_maps`.
         folder: for scratch files, 12 bytes per pixel; `small.dat` stays and holds the labels.
-        block: side of a block, px.
+        block: side of a block, px; for volumes 128 to 256.
         halo: context of the flooding, px.
 
     Returns:
-        (H, W) int32 labels on disk, and the area of every label.
+        int32 labels on disk, and the area of every label.
     """
-    shape = tuple(maps.shape[:2])
+    shape = tuple(maps.shape[:-1])
     if settings.by_shape:
         raise UserError(
             "A model that predicts the foreground alone separates particles by a watershed of the whole image, which "
@@ -63,7 +64,7 @@ def decode_large(
         def read(window: Slices) -> tuple[np.ndarray, np.ndarray]:
             return separation_landscape(dequantize(maps[window], outputs), outputs, settings)
 
-        regions, kernels = _Joined(shape, block), _Joined(shape, block)
+        regions, kernels = _Joined(shape), _Joined(shape)
         owner: list[np.ndarray] = [np.zeros(1, np.int64)]  # component of every seed
         for window in blocks(shape, block):
             mask, landscape = read(window)
@@ -102,39 +103,38 @@ def decode_large(
 class _Joined:
     """Connected components numbered block by block, and which of the numbers are one component of the whole image.
 
-    Blocks come row by row. Numbers start at 1 and run through the image.
+    Blocks come in row-major order. Numbers start at 1 and run through the image.
     """
 
-    def __init__(self, shape: tuple[int, int], block: int):
+    def __init__(self, shape: tuple[int, ...]):
         self.shape = shape
         self.union = LabelUnion()
-        self.first: list[np.ndarray] = [
-            np.zeros(1, np.int64)
-        ]  # position (row-major) of the first pixel of every number
+        # position (row-major) of the first pixel of every number
+        self.first: list[np.ndarray] = [np.zeros(1, np.int64)]
         self.areas: list[np.ndarray] = [np.zeros(1, np.int64)]
-        self.offsets: dict[tuple[int, int], int] = {}
-        self._above = np.zeros(shape[1], np.int32)  # bottom row of the blocks above
-        self._left = np.zeros(block, np.int32)  # right column of the block before
+        self.offsets: dict[tuple[int, ...], int] = {}
+        self._faces: dict[tuple[int, ...], np.ndarray] = {}  # last planes of blocks, by axis and start of the next one
 
     def add(self, window: Slices, numbers: np.ndarray) -> np.ndarray:
         """Take the local components (1..n) of a block; returns their numbers in the image."""
-        rows, columns = window
+        starts = tuple(part.start for part in window)
         count = int(numbers.max(initial=0))
-        offset = self.offsets[rows.start, columns.start] = self.union.reserve(count)
+        offset = self.offsets[starts] = self.union.reserve(count)
         flat = numbers.ravel()
         position = np.flatnonzero(flat)[::-1]
         first = np.zeros(count + 1, np.int64)
         first[flat[position]] = position  # the last assignment, the first pixel, stays
-        first = (first // numbers.shape[1] + rows.start) * self.shape[1] + first % numbers.shape[1] + columns.start
-        self.first.append(first[1:])
+        place = tuple(p + start for p, start in zip(np.unravel_index(first[1:], numbers.shape), starts, strict=True))
+        self.first.append(np.ravel_multi_index(place, self.shape))
         self.areas.append(np.bincount(flat, minlength=count + 1)[1:])
         shifted = np.where(numbers > 0, numbers + np.int32(offset), 0)
-        if rows.start > 0:
-            self.union.join(self._above[columns], shifted[0])
-        if columns.start > 0:
-            self.union.join(self._left[: len(shifted)], shifted[:, 0])
-        self._above[columns] = shifted[-1]
-        self._left[: len(shifted)] = shifted[:, -1]
+        for axis, part in enumerate(window):
+            before = self._faces.pop((axis, *starts), None)
+            if before is not None:
+                self.union.join(before, np.take(shifted, 0, axis))
+            if part.stop < self.shape[axis]:
+                following = tuple(part.stop if a == axis else start for a, start in enumerate(starts))
+                self._faces[(axis, *following)] = np.take(shifted, -1, axis)
         return shifted
 
     def join(self) -> tuple[np.ndarray, np.ndarray]:
@@ -196,9 +196,9 @@ def _flood_rest(window, shape, halo, components, labels, contested, read) -> boo
     return bool((part[rest] != 0).any())
 
 
-def _hole_table(labels: DiskArray, shape: tuple[int, int], block: int) -> Callable[[Slices, np.ndarray], np.ndarray]:
+def _hole_table(labels: DiskArray, shape: tuple[int, ...], block: int) -> Callable[[Slices, np.ndarray], np.ndarray]:
     """Function (window, local background components) -> label of the particle that encloses each pixel, 0 for none."""
-    ground = _Joined(shape, block)
+    ground = _Joined(shape)
     edges: list[np.ndarray] = []
     frame: list[np.ndarray] = []
     for window in blocks(shape, block):
@@ -207,16 +207,14 @@ def _hole_table(labels: DiskArray, shape: tuple[int, int], block: int) -> Callab
         numbers = np.zeros(around.shape, np.int64)
         local = ground.add(window, label_components(around[inner] == 0, 4))
         numbers[inner] = local
-        for here, there in (
-            (np.s_[:-1, :], np.s_[1:, :]), (np.s_[1:, :], np.s_[:-1, :]),
-            (np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:, 1:], np.s_[:, :-1]),
-        ):  # fmt: skip
-            edge = (numbers[here] > 0) & (around[there] > 0)
-            edges.append(np.unique(np.stack([numbers[here][edge], around[there][edge]], axis=1), axis=0))
-        rows, columns = window
-        sides = [(rows.start == 0, local[0]), (rows.stop == shape[0], local[-1])]
-        sides += [(columns.start == 0, local[:, 0]), (columns.stop == shape[1], local[:, -1])]
-        frame += [np.unique(side) for at_frame, side in sides if at_frame]
+        for axis in range(len(shape)):
+            pairs = [(np.moveaxis(a, axis, 0)[:-1], np.moveaxis(a, axis, 0)[1:]) for a in (numbers, around)]
+            for here, there in ((pairs[0][0], pairs[1][1]), (pairs[0][1], pairs[1][0])):
+                edge = (here > 0) & (there > 0)
+                edges.append(np.unique(np.stack([here[edge], there[edge]], axis=1), axis=0))
+        for axis, part in enumerate(window):
+            at_frame = [0] * (part.start == 0) + [-1] * (part.stop == shape[axis])
+            frame += [np.unique(np.take(local, side, axis)) for side in at_frame]
     group, areas = ground.join()
     lowest, highest = np.full(len(areas), np.iinfo(np.int64).max), np.zeros(len(areas), np.int64)
     number, label = np.concatenate(edges).T
@@ -229,7 +227,7 @@ def _hole_table(labels: DiskArray, shape: tuple[int, int], block: int) -> Callab
     offsets = ground.offsets
 
     def fill(window: Slices, local: np.ndarray) -> np.ndarray:
-        offset = offsets[window[0].start, window[1].start]
+        offset = offsets[tuple(part.start for part in window)]
         return filling[np.where(local > 0, local + offset, 0)]
 
     return fill
@@ -246,7 +244,7 @@ def _owners(kernel: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return owner
 
 
-def _grown(window: Slices, margin: int, shape: tuple[int, int]) -> tuple[Slices, Slices]:
+def _grown(window: Slices, margin: int, shape: tuple[int, ...]) -> tuple[Slices, Slices]:
     """A window with a margin inside the image, and the window's place in it."""
     outer = tuple(slice(max(0, w.start - margin), min(n, w.stop + margin)) for w, n in zip(window, shape, strict=True))
     inner = tuple(slice(w.start - o.start, w.stop - o.start) for w, o in zip(window, outer, strict=True))

@@ -73,3 +73,19 @@ def test_empty_and_full_maps(tmp_path, shape, value):
     settings = DecodeSettings(min_area=0, min_seed_area=1)
     labels, areas = decode_large(maps, ["foreground"], settings, tmp_path, block=64, halo=8)
     assert (labels[...] == value).all() and len(areas) == 1 + value
+
+
+@pytest.mark.parametrize("block", [13, 40])
+def test_volumes_block_by_block(tmp_path, block):
+    rng = np.random.default_rng(3)
+    shape = (26, 30, 34)
+    near = ndimage.gaussian_filter(rng.standard_normal(shape), 2.0)
+    foreground = np.clip(0.5 + near / near.std() * 0.5, 0, 1).astype(np.float32)
+    distance = np.clip(near / near.max(), 0, 1).astype(np.float32)
+    foreground[12:15, 14:17, 14:17] = 0  # a hole somewhere
+    maps = np.stack([foreground, distance], axis=-1)
+    chosen = DecodeSettings(min_area=20, seed_threshold=0.4)
+    whole = labels_from_maps(maps, ["foreground", "distance"], chosen)
+    labels, areas = decode_large(maps, ["foreground", "distance"], chosen, tmp_path, block=block, halo=20)
+    assert np.array_equal(labels[...] > 0, whole > 0) and len(areas) - 1 == whole.max()
+    assert (labels[...] == whole).mean() > 0.999  # voxels of equal height between two seeds may go either way
