@@ -91,6 +91,47 @@ def size_distribution_figure(
     return figure
 
 
+def value_histogram_figure(
+    values: np.ndarray, *, quantity: str, unit: str = "", bin_width: float | None = None
+) -> Figure:
+    """Plain histogram of counts with N, mean, median and standard deviation written into it.
+
+    Args:
+        values: one value per particle; those that are not finite are left out.
+        quantity: name for the axis, such as "Minimum Feret diameter".
+        unit: of the values and the bin width.
+        bin_width: None = by the rule of Freedman and Diaconis; one or two pixels are usual for Feret diameters.
+
+    Raises:
+        UserError: no finite value, or a bin width that is not positive.
+    """
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        raise UserError("A histogram needs at least one value. Received none.")
+    if bin_width is None:
+        edges = np.histogram_bin_edges(values, "fd" if np.ptp(values) > 0 else 1)
+    elif bin_width > 0:
+        first, last = math.floor(values.min() / bin_width), math.floor(values.max() / bin_width) + 1
+        edges = np.arange(first, last + 1) * bin_width
+    else:
+        raise UserError(f"`bin_width` must be a number > 0. Received: bin_width={bin_width!r}")
+    figure = Figure(figsize=(7.4, 3.4), layout="constrained")
+    ax = figure.subplots()
+    counts, edges = np.histogram(values, edges)
+    ax.stairs(counts, edges, fill=True, color=ACCENT, alpha=0.75)
+    ax.axvline(np.median(values), color=SECOND, linewidth=1, linestyle=(0, (4, 3)))
+    unit = unit_text(unit)
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    numbers = (("mean", values.mean()), ("median", np.median(values)), ("sd", spread))
+    lines = [f"N = {len(values)}", *(f"{name} = {value:.4g} {unit}".rstrip() for name, value in numbers)]
+    ax.annotate("\n".join(lines), (0.985, 0.96), xycoords="axes fraction", ha="right", va="top", color=INK, fontsize=9)
+    ax.set_xlabel(f"{quantity} in {unit}" if unit else quantity)
+    ax.set_ylabel("Particles")
+    style_axes(ax, log=False)
+    return figure
+
+
 def figure_png(figure: Figure, dpi: int = 300) -> bytes:
     """The figure as PNG on white."""
     stream = streams.BytesIO()

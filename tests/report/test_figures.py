@@ -54,3 +54,14 @@ def test_empty_distribution_is_refused():
 
 def test_no_pyplot():
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_histogram_of_pixel_wide_bins_states_its_numbers():
+    values = np.array([3.2, 3.9, 4.1, 7.0, np.nan])
+    figure = figures.value_histogram_figure(values, quantity="Minimum Feret diameter", unit="px", bin_width=1)
+    svg = figures.figure_svg(figure, title="t", name="n")
+    for text in ("N = 4", "mean = 4.55 px", "median = 4 px", "sd = 1.678 px", "Minimum Feret diameter in px"):
+        assert text in svg
+    for bad in ({"values": np.array([np.nan])}, {"values": values, "bin_width": 0}):
+        with pytest.raises(UserError):
+            figures.value_histogram_figure(**bad, quantity="x")
