@@ -95,7 +95,7 @@ def train_outlines(
     particles.save(out_dir / STOCK)
     if result.stop_reason:
         warnings.insert(0, result.stop_reason)
-    if comparison.copies > 0.1:
+    if comparison.copies > 0.1 + comparison.facts()["copies_real"]:
         warnings.append(f"{100 * comparison.copies:.0f} % of the generated outlines are copies of real ones.")
     usable = len(generated) / settings.samples
     if usable < 0.5:

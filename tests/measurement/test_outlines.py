@@ -38,7 +38,7 @@ def test_like_sets_are_near_and_unlike_ones_far():
     assert like.distance < 3 * like.reference + 2 < slender.distance
     ks = slender.table.set_index("quantity")["ks"]
     assert ks["aspect_ratio"] == 1.0 and like.table.set_index("quantity")["p"]["aspect_ratio"] > 0.01
-    assert 0.8 < like.diversity < 1.2 and like.copies < 0.3
+    assert 0.8 < like.diversity < 1.2 and like.copies < 0.4
 
 
 def test_copies_and_collapse_are_seen():
