@@ -77,7 +77,7 @@ def measure_particles(
     if ndim not in (2, 3):
         raise UserError(f"`labels` must be a 2-D label image or a 3-D label volume. Received: shape {labels.shape}")
     origin = standardize_tuple((0,) * ndim if origin is None else origin, ndim, "origin", minimum=None)
-    size = _edge_lengths(pixel_size, ndim)
+    size = edge_lengths(pixel_size, ndim)
     chosen = select_quantities(quantities, has_intensity=intensity is not None, ndim=ndim)
 
     needs_grey = any(quantity.kind == "grey" for quantity in chosen)
@@ -103,7 +103,7 @@ def measure_particles(
     return table
 
 
-def _edge_lengths(pixel_size: PixelSize | None, ndim: int) -> tuple[float, ...]:
+def edge_lengths(pixel_size: PixelSize | None, ndim: int) -> tuple[float, ...]:
     """(s_y, s_x) or (s_z, s_y, s_x); 1 pixel when unknown."""
     if pixel_size is None:
         return (1.0,) * ndim
