@@ -117,10 +117,12 @@ class LazyArray:
     Attributes:
         shape: length of every axis.
         dtype: NumPy data type in native byte order.
+        chunks: lengths of the pieces it is stored in, None when that does not matter for reading.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    chunks: tuple[int, ...] | None = None
 
     def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
         """Pixels of `block`: one slice per axis, with `0 <= start <= stop <= length` and no step."""
@@ -208,6 +210,8 @@ class LazyView(LazyArray):
         self.keep = tuple(range(len(source.shape)) if keep is None else keep)
         self.shape = tuple(self.block[axis].stop - self.block[axis].start for axis in self.keep)
         self.dtype = np.dtype(source.dtype)
+        chunks = getattr(source, "chunks", None)
+        self.chunks = None if chunks is None else tuple(chunks[axis] for axis in self.keep)
 
     def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
         index: list[Any] = [taken.start for taken in self.block]

@@ -232,11 +232,11 @@ def volume_statistics(
     """
     _check_real(array)
     dtype = np.dtype(array.dtype)
-    rows = max(1, parse_bytes(max_ram) // max(1, math.prod(array.shape[1:]) * (dtype.itemsize + 25)))
+    voxels = max(1, parse_bytes(max_ram) // (dtype.itemsize + 25))
     if dtype.kind == "b" or (dtype.kind in "ui" and dtype.itemsize <= 2):
         first = 0 if dtype.kind == "b" else int(np.iinfo(dtype).min)
         counts = np.zeros(2 if dtype.kind == "b" else 2 ** (8 * dtype.itemsize), np.int64)
-        for band in _selected(array, region, rows):
+        for band in _selected(array, region, voxels):
             shifted = band.astype(np.int32) - first if first else band
             counts += np.bincount(shifted.astype(np.intp, copy=False), minlength=len(counts))
         values = first + np.arange(len(counts), dtype=np.float64)
@@ -248,14 +248,14 @@ def volume_statistics(
         used = np.flatnonzero(counts)
         low, high = float(values[used[0]]), float(values[used[-1]])
         return VolumeStatistics(count, 0, mean, std, low, high, counts, first, 0.0)
-    return _statistics_in_bins(array, region, rows)
+    return _statistics_in_bins(array, region, voxels)
 
 
-def _statistics_in_bins(array: Any, region: np.ndarray | None, rows: int) -> VolumeStatistics:
+def _statistics_in_bins(array: Any, region: np.ndarray | None, voxels: int) -> VolumeStatistics:
     count = seen = 0
     mean = squares = 0.0
     low, high = math.inf, -math.inf
-    for band in _selected(array, region, rows):
+    for band in _selected(array, region, voxels):
         seen += band.size
         values = _finite(band)
         if not values.size:
@@ -273,18 +273,26 @@ def _statistics_in_bins(array: Any, region: np.ndarray | None, rows: int) -> Vol
         return VolumeStatistics(0, seen, math.nan, math.nan, math.nan, math.nan, counts, math.nan, math.nan)
     is_exact = np.dtype(array.dtype).kind in "ui" and high - low < HISTOGRAM_BINS
     width = 1.0 if is_exact else (high - low) / HISTOGRAM_BINS or 1.0
-    for band in _selected(array, region, rows):
+    for band in _selected(array, region, voxels):
         places = np.minimum(((_finite(band) - low) / width).astype(np.intp), HISTOGRAM_BINS - 1)
         counts += np.bincount(places, minlength=HISTOGRAM_BINS)
     std = math.sqrt(squares / count)
     return VolumeStatistics(count, seen - count, mean, std, low, high, counts, low, 0.0 if is_exact else width)
 
 
-def _selected(array: Any, region: np.ndarray | None, rows: int) -> Iterator[np.ndarray]:
-    """Flat values of bands of `rows` planes, inside `region`."""
-    for start in range(0, array.shape[0], rows):
-        band = np.asarray(array[start : start + rows])
-        yield band.ravel() if region is None else band[:, region].ravel()
+def _selected(array: Any, region: np.ndarray | None, voxels: int) -> Iterator[np.ndarray]:
+    """Flat values of pieces of about `voxels` voxels, inside `region`; pieces are whole chunks where there are any."""
+    depth, height, width = (array.shape[0], *array.shape[1:2], *array.shape[2:3], 1, 1)[:3]
+    chunks = getattr(array, "chunks", None)
+    planes, rows = max(1, voxels // max(1, math.prod(array.shape[1:]))), max(1, height)
+    if chunks is not None and len(array.shape) == 3 and planes < chunks[0]:
+        planes = min(chunks[0], max(1, voxels // (width * min(chunks[1], height))))
+        rows = max(1, voxels // (width * planes) // chunks[1]) * chunks[1]
+    for z in range(0, depth, planes):
+        for y in range(0, height, rows):
+            piece = (slice(z, z + planes),) if rows >= height else (slice(z, z + planes), slice(y, y + rows))
+            values = np.asarray(array[piece])
+            yield values.ravel() if region is None else values[:, region[y : y + rows]].ravel()
 
 
 @dataclasses.dataclass(frozen=True)

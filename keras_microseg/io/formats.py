@@ -232,7 +232,11 @@ def _open_hdf5(path: str, *, series: int, dataset: str | None) -> Opened:
         name = _only(names, dataset, path)
         array = file[name]
         found = hdf5.facts(file, array)
-        return Opened(sources.Hdf5Dataset(path, name, array.shape, array.dtype), guess_axes(array.shape, path), found)
+        return Opened(
+            sources.Hdf5Dataset(path, name, array.shape, array.dtype, array.chunks),
+            guess_axes(array.shape, path),
+            found,
+        )
 
 
 def _is_picture(item: Any, kind: type) -> bool:
@@ -277,7 +281,7 @@ def _open_zarr(path: str, *, series: int, dataset: str | None) -> Opened:
     array = opened[name] if name else opened
     if not isinstance(array, zarr.Array):
         raise FileError(path, f"{name!r} is a group, not an array.", "Name one of its arrays with `dataset`.")
-    data = sources.ZarrArray(path, name, array.shape, array.dtype)
+    data = sources.ZarrArray(path, name, array.shape, array.dtype, array.chunks)
     return Opened(data, axes or guess_axes(array.shape, path), found)
 
 

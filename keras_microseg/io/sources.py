@@ -259,11 +259,13 @@ class Hdf5Dataset(LazyArray):
         path: the file.
         name: full name of the dataset.
         shape, dtype: as stored.
+        chunks: lengths of a chunk, None when contiguous.
     """
 
-    def __init__(self, path: str, name: str, shape: Sequence[int], dtype: Any):
+    def __init__(self, path: str, name: str, shape: Sequence[int], dtype: Any, chunks: Sequence[int] | None = None):
         self.path, self.name = path, name
         self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype).newbyteorder("=")
+        self.chunks = None if chunks is None else tuple(int(n) for n in chunks)
 
     def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
         with reading(self.path):
@@ -284,11 +286,13 @@ class ZarrArray(LazyArray):
         path: folder of the array or of the group around it.
         name: name inside the group, "" for the folder itself.
         shape, dtype: as stored.
+        chunks: lengths of a chunk; readers of large parts keep to them.
     """
 
-    def __init__(self, path: str, name: str, shape: Sequence[int], dtype: Any):
+    def __init__(self, path: str, name: str, shape: Sequence[int], dtype: Any, chunks: Sequence[int] | None = None):
         self.path, self.name = path, name
         self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype).newbyteorder("=")
+        self.chunks = None if chunks is None else tuple(int(n) for n in chunks)
         self._array: Any = None
 
     def __getstate__(self) -> dict:

@@ -181,20 +181,22 @@ def _on_grid(image: Image, cells: int, threshold: float | None) -> tuple[np.ndar
         step = np.maximum(1, np.floor(edge / np.array(image.pixel_size.size)).astype(int))
     counts = -(-np.array(image.shape) // step)
     filled, labels = np.zeros(counts, np.float32), np.zeros(counts, np.int64)
-    planes = int(max(1, 2**26 // max(1, math.prod(image.shape[1:])) // step[0]) * step[0])
-    for start in range(0, image.shape[0], planes):
-        block = np.asarray(image.data[start : start + planes])
-        solid = block > (0 if threshold is None else threshold)
-        row = start // step[0]
-        rows = slice(row, row + -(-len(block) // step[0]))
-        share = solid.astype(np.float32)
-        for axis in range(3):
-            share = np.add.reduceat(share, np.arange(0, share.shape[axis], step[axis]), axis=axis)
-        whole = [np.diff(np.append(np.arange(0, n, s), n)) for n, s in zip(block.shape, step, strict=True)]
-        filled[rows] = share / (whole[0][:, None, None] * whole[1][:, None] * whole[2])
-        if block.dtype.kind in "ui" and threshold is None:
-            middle = [np.minimum(np.arange(0, n, s) + s // 2, n - 1) for n, s in zip(block.shape, step, strict=True)]
-            labels[rows] = block[np.ix_(*middle)]
+    depth, height = (int(max(1, n // s) * s) for n, s in zip((64, 256), step[:2], strict=True))
+    for z in range(0, image.shape[0], depth):
+        for y in range(0, image.shape[1], height):
+            block = np.asarray(image.data[z : z + depth, y : y + height])
+            cell = tuple(
+                slice(o // s, o // s + -(-n // s)) for o, n, s in zip((z, y, 0), block.shape, step, strict=True)
+            )
+            share = (block > (0 if threshold is None else threshold)).astype(np.float32)
+            starts = [np.arange(0, n, s) for n, s in zip(block.shape, step, strict=True)]
+            for axis in range(3):
+                share = np.add.reduceat(share, starts[axis], axis=axis)
+            whole = [np.diff(np.append(first, n)) for first, n in zip(starts, block.shape, strict=True)]
+            filled[cell] = share / (whole[0][:, None, None] * whole[1][:, None] * whole[2])
+            if block.dtype.kind in "ui" and threshold is None:
+                middle = [np.minimum(f + s // 2, n - 1) for f, s, n in zip(starts, step, block.shape, strict=True)]
+                labels[cell] = block[np.ix_(*middle)]
     return filled, labels, step
 
 

@@ -195,6 +195,12 @@ def make_mask(
     }
 
 
+def mask_slab(source: Any, settings: MaskSettings, max_ram: str | int, *, multiple_of: int = 1) -> int:
+    """Planes of a volume that `make_mask` writes at once."""
+    per_voxel = np.dtype(source.dtype).itemsize + 6
+    return slab_thickness(source.shape, max_ram, per_voxel, halo=settings.halo, multiple_of=multiple_of)
+
+
 def check_finite_slices(source: Any, *, numbers: Sequence[int] | None = None, max_ram: str | int = "256MB") -> None:
     """`UserError` that names the slices with NaN or infinite voxels.
 
@@ -323,11 +329,8 @@ class _Classes:
 def _write_slabs(
     source: Any, out: Any, binary: _Classes, settings: MaskSettings, max_ram: str | int, progress: Any
 ) -> None:
-    halo = settings.halo
-    aligned = getattr(out, "chunks", (1,))[0]
-    per_voxel = np.dtype(source.dtype).itemsize + 6
-    thickness = slab_thickness(source.shape, max_ram, per_voxel, halo=halo, multiple_of=aligned)
-    for slab in slabs(source.shape[0], thickness, halo):
+    thickness = mask_slab(source, settings, max_ram, multiple_of=getattr(out, "chunks", (1,))[0])
+    for slab in slabs(source.shape[0], thickness, settings.halo):
         name = f"slab {slab.write.start}:{slab.write.stop}"
         if hasattr(out, "is_done") and out.is_done(name):
             binary.inverted |= {z for z in range(slab.write.start, slab.write.stop) if out.is_done(f"inverted {z}")}

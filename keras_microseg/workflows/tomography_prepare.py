@@ -17,7 +17,7 @@ from keras_microseg import __version__, io
 from keras_microseg.checks import UserError, check_choice, check_number, parse_bytes
 from keras_microseg.image import Image, PixelSize
 from keras_microseg.intensity import VolumeStatistics, volume_statistics
-from keras_microseg.segmentation.pseudo_labels import MaskSettings, check_finite_slices, make_mask
+from keras_microseg.segmentation.pseudo_labels import MaskSettings, check_finite_slices, make_mask, mask_slab
 from keras_microseg.simulation.phantoms import PRESETS, PhantomSettings, plan_phantom
 from keras_microseg.tiling import slab_thickness, slabs
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, run_steps, write_json
@@ -170,12 +170,14 @@ def _copy(image: Image, target: Path, settings: StackSettings, folder: RunFolder
         "source": settings.source, "slice_numbers": numbers.tolist(), "warnings": warnings,
         "version": f"keras_microseg {__version__}",
     }  # fmt: skip
-    key = dataclasses.asdict(settings)
+    thickness = slab_thickness(
+        image.shape, settings.max_ram, 2.5 * image.dtype.itemsize, multiple_of=io.volume_writer.CHUNKS[0]
+    )
     with io.create_volume(
-        target, image.shape, image.dtype, voxel_size=image.pixel_size, facts=facts, key=_lasting(key), resume=True
-    ) as out:
-        itemsize = image.dtype.itemsize
-        thickness = slab_thickness(image.shape, settings.max_ram, 2.5 * itemsize, multiple_of=out.chunks[0])
+        target, image.shape, image.dtype, chunks=_chunks(thickness), voxel_size=image.pixel_size, facts=facts,
+        key=_lasting(dataclasses.asdict(settings)), resume=True,
+    ) as out:  # fmt: skip
+        thickness = max(1, thickness // out.chunks[0]) * out.chunks[0]
         replaced = 0
         for slab in slabs(image.shape[0], thickness):
             if out.is_done(f"slab {slab.write.start}:{slab.write.stop}"):
@@ -219,8 +221,9 @@ def mask(
         numbers = io.slice_numbers(source)
         check_finite_slices(source.data, numbers=numbers, max_ram=settings.max_ram)
         facts = {"source": settings.source, "slice_numbers": numbers.tolist()}
+        chunks = _chunks(mask_slab(source, settings.mask, settings.max_ram))
         with io.create_volume(
-            target, source.shape, np.uint8, voxel_size=source.pixel_size, facts=facts,
+            target, source.shape, np.uint8, chunks=chunks, voxel_size=source.pixel_size, facts=facts,
             key=_lasting(dataclasses.asdict(settings)), resume=True,
         ) as writer:  # fmt: skip
             if writer.complete:
@@ -323,7 +326,7 @@ def write_phantom(
         if not (hasattr(volume, "is_done") and volume.is_done(box) and (labels is None or labels.is_done(box))):
             grey, numbers = plan.read(box)
             for out, values in ((volume, grey), (labels, numbers)):
-                if out is not None:
+                if out is not None and not (hasattr(out, "is_done") and out.is_done(box)):
                     out[box] = values
                     if hasattr(out, "mark_done"):
                         out.mark_done(box)
@@ -422,6 +425,12 @@ def _open(source: str, settings: Any, **options: Any) -> Image:
 
 def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("max_ram", "report")}
+
+
+def _chunks(thickness: int) -> tuple[int, int, int]:
+    """Chunks no deeper than a slab, so that every chunk is written once."""
+    deepest, *others = io.volume_writer.CHUNKS
+    return min(deepest, 2 ** int(np.log2(thickness))), *others
 
 
 def _tell(folder: RunFolder, step: str, done: int, total: int, item: str) -> None:
