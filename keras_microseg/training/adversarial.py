@@ -24,7 +24,7 @@ from keras_microseg.checks import UserError, check_number
 from keras_microseg.models.saving import save_model
 from keras_microseg.training.checkpoints import seed_generators
 from keras_microseg.training.epochs import CHECKPOINT, EpochLoop, StopTraining, claim_folder
-from keras_microseg.training.precision import in_bfloat16
+from keras_microseg.training.precision import LossScale, half_precision, in_half_precision
 from keras_microseg.training.records import hash_data, hash_model
 from keras_microseg.training.schedules import Monitor, OptimizerSettings
 
@@ -49,12 +49,12 @@ class Step:
     """What the host knows when a phase begins.
 
     Attributes:
-        batch: arrays of the data.
+        batch: arrays of the data, or tensors where the data give them.
         rng: random numbers of this phase; a pure function of (seed, step of the training, phase, repeat).
         outputs: tensors that earlier phases of this step returned, by name.
     """
 
-    batch: tuple[np.ndarray, ...]
+    batch: tuple[Any, ...]
     rng: np.random.Generator
     outputs: dict[str, Any]
 
@@ -116,39 +116,42 @@ class ImagePool:
 
     def __init__(self, size: int = 50):
         self.size = check_number("size", size, minimum=0, integer=True)
-        self._images: list[np.ndarray] = []
+        self._images: list[Any] = []
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def __call__(self, images: Any, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, images: Any, rng: np.random.Generator) -> Any:
         """Store images and give back as many, new or old.
 
         Until the pool is full it keeps and returns each image. Then, with probability 1/2, an image takes the place of
-        a random stored one, which is returned instead.
+        a random stored one, which is returned instead. Tensors stay on their device: nothing waits for their values.
 
         Args:
             images: (N, ...) array or tensor.
             rng: random numbers.
 
         Returns:
-            (N, ...) array.
+            (N, ...) array or tensor, as `images`.
         """
-        images = np.array(ops.convert_to_numpy(images))
         if self.size == 0:
             return images
-        for i, image in enumerate(images):
+        chosen = []
+        for i in range(images.shape[0]):
+            image = _take_copy(images, i)
             if len(self._images) < self.size:
-                self._images.append(image.copy())
+                self._images.append(image)
             elif rng.random() < 0.5:
                 place = int(rng.integers(self.size))
-                old, self._images[place] = self._images[place], image.copy()
-                images[i] = old
-        return images
+                image, self._images[place] = self._images[place], image
+            chosen.append(image)
+        return np.stack(chosen) if isinstance(images, np.ndarray) else ops.stack(chosen)
 
     def get_state(self) -> np.ndarray:
         """Stored images, (n, ...); n = 0 when there are none yet."""
-        return np.stack(self._images) if self._images else np.zeros(0, np.float32)
+        if not self._images:
+            return np.zeros(0, np.float32)
+        return np.stack([ops.convert_to_numpy(image) for image in self._images])
 
     def set_state(self, images: np.ndarray) -> None:
         """Take over the images of `get_state`."""
@@ -189,7 +192,7 @@ def train_adversarial(
     seed: int = 0,
     resume: bool = False,
     average: Mapping[str, float] | None = None,
-    mixed_precision: bool = False,
+    mixed_precision: bool | str = False,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     scorers: Sequence[Callable[[Callable[[str, np.ndarray], np.ndarray], int], Mapping[str, float]]] = (),
     monitor: str | None = None,
@@ -208,7 +211,8 @@ def train_adversarial(
 
     Args:
         system: networks and phases, changed in place.
-        data: batches: `len(data)`, `data[i]` -> array or tuple of arrays, and `set_epoch(epoch)` where it has it.
+        data: batches: `len(data)`, `data[i]` -> array or tuple of arrays, and `set_epoch(epoch)` where it has it; also
+            tensors on the device, see `data.device.DeviceTiles`.
         epochs: passes of `steps_per_epoch` batches.
         out_dir: folder of the run.
         steps_per_epoch: batches per epoch; None = the length of `data`. Longer passes go on in the next epoch.
@@ -217,7 +221,8 @@ def train_adversarial(
         average: momentum of the exponential average of weights by network, such as {"generator": 0.999}; early in the
             training it is smaller, (1 + n) / (10 + n) at update n. The model file holds the average; the network of the
             system keeps its last weights.
-        mixed_precision: compute in bfloat16 (for GPUs), with float32 weights and outputs.
+        mixed_precision: compute in 16 bits (for GPUs), with float32 weights, outputs and losses: True or "bfloat16", or
+            "float16" for GPUs without bfloat16, with loss scaling (log "<phase>_loss_scale").
         callbacks: `keras.callbacks.Callback` objects; those with `get_state() -> JSON` and `set_state` are resumed
             exactly. `callback.model` is the first network; `callback.params` holds "system", "optimizers" (by network)
             and "predict", as scorers get it. A callback ends the training by raising `epochs.StopTraining(reason)`, or
@@ -243,8 +248,9 @@ def train_adversarial(
     out_dir = claim_folder(out_dir, resume)
     device = backend.configure_device(deterministic=True)
     originals = dict(system.networks)
-    if mixed_precision:
-        system.networks.update({name: in_bfloat16(network) for name, network in originals.items()})
+    half = half_precision(mixed_precision)
+    if half:
+        system.networks.update({name: in_half_precision(network, half) for name, network in originals.items()})
     try:
         backend.set_random_state(seed)
         seed_generators([v for network in system.networks.values() for v in network.variables], seed)
@@ -259,6 +265,7 @@ def train_adversarial(
             average=average or {},
             out_dir=out_dir,
             cards=cards or {},
+            scales_loss=half == "float16",
         )
         settings = {
             "system": {"name": type(system).__name__, **system.settings},
@@ -325,6 +332,7 @@ class _Run:
         average: Mapping[str, float],
         out_dir: Path,
         cards: Mapping[str, Mapping[str, Any]],
+        scales_loss: bool = False,
     ):
         self.system, self.originals, self.seed = system, originals, seed
         self.scorers, self.best, self.out_dir, self.cards = scorers, best, out_dir, cards
@@ -346,10 +354,14 @@ class _Run:
             self.averages[name] = [
                 keras.Variable(_copy(v), trainable=False, name="average") for v in _floats(system.networks[name])
             ]
+        self.scales = {phase.name: LossScale() for phase in self.phases} if scales_loss else {}
         everything = [v for network in system.networks.values() for v in network.variables]
         self._compiled = []
         for phase in self.phases:
-            own = [v for name in phase.updates for v in self.optimizers[name].variables + self.averages.get(name, [])]
+            own = self.scales[phase.name].variables if scales_loss else []
+            own = own + [
+                v for name in phase.updates for v in self.optimizers[name].variables + self.averages.get(name, [])
+            ]
             self._compiled.append(backend.compile_step(self._write_step(phase), everything + own))
         self._pending: list[dict[str, Any]] = []
         self._predictors: dict[str, Callable] = {}
@@ -361,6 +373,7 @@ class _Run:
             **{f"network/{name}": list(network.variables) for name, network in self.system.networks.items()},
             **{f"optimizer/{name}": list(optimizer.variables) for name, optimizer in self.optimizers.items()},
             **{f"average/{name}": variables for name, variables in self.averages.items()},
+            **{f"scale/{name}": scale.variables for name, scale in self.scales.items()},
         }
 
     @property
@@ -504,24 +517,51 @@ class _Run:
         known = {id(v) for v in trained}
         state = [v for network in networks.values() for v in network.variables if id(v) not in known]
 
-        def step(*arrays: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-            (loss, logs, *outputs), gradients = backend.value_and_grad(
-                lambda: tuple(phase.loss(*arrays)), trained, state
-            )
+        def update(gradients: Sequence) -> None:
             gradients = iter(gradients)
             for name, group in groups.items():
                 backend.apply_gradients(self.optimizers[name], [next(gradients) for _ in group], group)
                 if name in self.averages:
                     self._average(name)
+
+        def step(*arrays: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            (loss, logs, *outputs), gradients = backend.value_and_grad(
+                lambda: tuple(phase.loss(*arrays)), trained, state
+            )
+            update(gradients)
             return {f"{phase.name}_loss": loss, **logs}, (outputs[0] if outputs else {})
 
-        return step
+        def scaled_step(*arrays: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            scale = self.scales[phase.name]
+            own = [v for name in groups for v in self.optimizers[name].variables + self.averages.get(name, [])]
+            changed = [v for v in trained + state + own if v.name != "seed_generator_state"]
+            before = [ops.copy(variable) for variable in changed]
+
+            def loss_fn() -> tuple:
+                loss, logs, *outputs = phase.loss(*arrays)
+                return loss * scale.factor, {f"{phase.name}_loss": loss, **logs}, *outputs
+
+            (_, logs, *outputs), gradients = backend.value_and_grad(loss_fn, trained, state)
+            gradients, is_finite = scale.unscale(gradients)
+            update(gradients)
+            for variable, value in zip(changed, before, strict=True):
+                variable.assign(ops.where(is_finite, variable, value))
+            logs[f"{phase.name}_loss_scale"] = scale.factor * 1.0
+            scale.update(is_finite)
+            return logs, (outputs[0] if outputs else {})
+
+        return scaled_step if self.scales else step
 
     def _average(self, name: str) -> None:
         done = ops.cast(self.optimizers[name].iterations, "float32")
         momentum = ops.minimum(self.momentum[name], (1 + done) / (10 + done))
         for average, variable in zip(self.averages[name], _floats(self.system.networks[name]), strict=True):
             average.assign(momentum * average + (1 - momentum) * ops.cast(variable, average.dtype))
+
+
+def _take_copy(images: Any, index: int) -> Any:
+    """One image in memory of its own, so that a pool does not keep whole batches alive."""
+    return images[index].copy() if isinstance(images, np.ndarray) else ops.copy(images[index])
 
 
 def _copy(variable: Any) -> np.ndarray:

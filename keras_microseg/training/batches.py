@@ -6,6 +6,7 @@ import concurrent.futures
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_microseg.checks import UserError
@@ -24,7 +25,7 @@ def batches(data: Any, start: int, stop: int, seed: int | None, workers: int) ->
         workers: threads; 0 = none.
 
     Yields:
-        `(number, arrays)`: a tuple of float32 arrays.
+        `(number, arrays)`: a tuple of float32 arrays; tensors of the backend stay as they are.
     """
     length = len(data)
     moves = hasattr(data, "set_epoch")
@@ -59,9 +60,11 @@ def _ahead(data: Any, indices: list[int], workers: int) -> Iterator[Any]:
                 future.cancel()
 
 
-def _float32(batch: Any) -> tuple[np.ndarray, ...]:
-    if isinstance(batch, np.ndarray):
+def _float32(batch: Any) -> tuple[Any, ...]:
+    if isinstance(batch, np.ndarray) or keras.ops.is_tensor(batch):
         batch = (batch,)
     if not isinstance(batch, (tuple, list)):
         raise UserError(f"A batch must be an array or a tuple of arrays. Received: {type(batch).__name__}")
-    return tuple(np.asarray(array, np.float32) for array in batch if array is not None)
+    return tuple(
+        array if keras.ops.is_tensor(array) else np.asarray(array, np.float32) for array in batch if array is not None
+    )

@@ -155,7 +155,7 @@ class CycleGAN:
 
     def _check(self, step: Step) -> tuple[Any, ...]:
         a, b = step.batch
-        if self.cross_entropy and (b.min() < 0 or b.max() > 1):
+        if self.cross_entropy and isinstance(b, np.ndarray) and (b.min() < 0 or b.max() > 1):
             raise UserError(
                 f"With cross_entropy=True masks must lie in 0..1. Received: a batch in {b.min():g}..{b.max():g}"
             )

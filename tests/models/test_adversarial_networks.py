@@ -1,6 +1,5 @@
 """Generators and discriminators: the published sizes, any image size, every option."""
 
-import keras
 import numpy as np
 import pytest
 from harness import check_model, sample, to_numpy
@@ -9,13 +8,6 @@ from keras_microseg.checks import UserError
 from keras_microseg.models.discriminators import outline_critic, patchgan_discriminator
 from keras_microseg.models.generators import outline_generator, resnet_generator
 from keras_microseg.models.initialization import draw_kernels
-
-
-@pytest.fixture(autouse=True)
-def _quick_start_values(monkeypatch):
-    """JAX compiles the drawing of each shape of weights, half a second apiece; no test here depends on the values."""
-    draw = lambda self, shape, dtype=None: np.random.default_rng(0).uniform(-0.2, 0.2, shape).astype("float32")  # noqa: E731
-    monkeypatch.setattr(keras.initializers.GlorotUniform, "__call__", draw)
 
 
 def parameters(build, filters):

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,45 +14,23 @@ from harness import to_numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
+sys.path.insert(0, str(Path(__file__).parent))
+from small_adversarial_run import Noise, run_small, small_translation
+
 from keras_microseg import io, layers
 from keras_microseg.checks import UserError
+from keras_microseg.data.device import DeviceTiles
 from keras_microseg.models import outline_critic, outline_generator, patchgan_discriminator, resnet_generator
 from keras_microseg.models.initialization import draw_kernels
 from keras_microseg.models.saving import load_model
 from keras_microseg.training.adversarial import CHECKPOINT, ImagePool, Phase, StopTraining, train_adversarial
 from keras_microseg.training.cyclegan import CycleGAN
+from keras_microseg.training.precision import LossScale
 from keras_microseg.training.previews import SamplePictures
 from keras_microseg.training.schedules import LinearDecay, OptimizerSettings
 from keras_microseg.training.wgan_gp import WGANGP
 
 pytestmark = pytest.mark.network
-
-LINEAR = OptimizerSettings("adam", 1e-2, "linear", decay_start=0.5, final_factor=0.0, options={"beta_1": 0.5})
-
-
-@pytest.fixture(autouse=True)
-def _quick_start_values(monkeypatch):
-    """JAX compiles the drawing of each shape of weights, half a second apiece; here `draw_kernels` sets them all."""
-    zeros = lambda self, shape, dtype=None: np.zeros(shape, "float32")  # noqa: E731
-    monkeypatch.setattr(keras.initializers.GlorotUniform, "__call__", zeros)
-
-
-class Noise:
-    """Batches of random images in `low`..1, each a pure function of (epoch, index)."""
-
-    def __init__(self, count, *shapes, low=-1.0):
-        self.count, self.shapes, self.low, self.epoch = count, shapes, low, 0
-
-    def __len__(self):
-        return self.count
-
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __getitem__(self, index):
-        rng = np.random.default_rng([5, self.epoch, index])
-        arrays = tuple(rng.uniform(self.low, 1, shape).astype("float32") for shape in self.shapes)
-        return arrays if len(arrays) > 1 else arrays[0]
 
 
 class Stop(keras.callbacks.Callback):
@@ -104,28 +86,6 @@ def translation(**options):
     return CycleGAN(*(draw_kernels(network, seed=i) for i, network in enumerate(networks)), **options)
 
 
-def small_translation(**options):
-    """Single convolutions, with a layer that owns random numbers."""
-
-    def network(name, noise):
-        inputs = keras.Input((4, 4, 1))
-        x = keras.layers.GaussianNoise(noise)(inputs) if noise else inputs
-        x = layers.BatchNorm(momentum=0.8)(layers.Conv2D(2, 3, padding="same")(x))
-        return keras.Model(inputs, layers.Conv2D(1, 1, name="out")(x), name=name)
-
-    networks = [network(f"n{i}", noise) for i, noise in enumerate((0, 0, 0.1, 0.1))]
-    options = {"pool_size": 3, "optimizer": LINEAR, "identity_weights": (0, 0.5)} | options
-    return CycleGAN(*(draw_kernels(network, seed=i) for i, network in enumerate(networks)), **options)
-
-
-def run_small(out_dir, system=None, low=-1.0, **options):
-    system = system or small_translation()
-    arguments = {"epochs": 3, "seed": 4, "checkpoint_steps": 1, "average": {"generator_a": 0.9}} | options
-    return system, train_adversarial(
-        system, Noise(4, (2, 4, 4, 1), (2, 4, 4, 1), low=low), out_dir=out_dir, **arguments
-    )
-
-
 def test_wgan_steps_agree_across_backends(tmp_path):
     """Two steps of three critic updates and one generator update; the numbers were stored from one backend."""
     system = outlines(mixing="normal")
@@ -144,14 +104,20 @@ def test_cyclegan_steps_agree_across_backends(tmp_path):
     assert len(system.pools["a"]) == 2
 
 
-def test_broken_off_and_resumed_equals_uninterrupted(tmp_path):
-    """Broken off in the middle of epoch 2: weights, averages, pools and logs end bit for bit."""
+def test_killed_and_resumed_equals_uninterrupted(tmp_path):
+    """One process is killed in the middle of epoch 2; resumed, weights, averages, pools and logs end bit for bit."""
     expected, whole = run_small(tmp_path / "whole", workers=2)
-    with pytest.raises(KeyboardInterrupt):
-        run_small(tmp_path / "broken", callbacks=[Stop(1, 2)])
-    record = json.loads((tmp_path / "broken" / "run.json").read_text())
-    assert record["status"] == "interrupted" and not (tmp_path / "broken" / "generator_a.keras").exists()
+    broken = tmp_path / "broken"
+    command = [sys.executable, str(Path(__file__).with_name("small_adversarial_run.py")), str(broken), "1", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == -9, process.stderr
+    record = json.loads((broken / "run.json").read_text())
+    assert record["status"] == "running" and not (broken / "generator_a.keras").exists()
+    unfinished = broken / ".checkpoint.01234567.part.npz"  # as a process leaves it that is killed while writing
+    unfinished.write_bytes((broken / CHECKPOINT).read_bytes()[:100])
     system, result = run_small(tmp_path / "broken", resume=True)
+    assert not unfinished.exists()
     assert without_time(result.history) == without_time(whole.history)
     for name, network in system.networks.items():
         for ours, theirs in zip(network.variables, expected.networks[name].variables, strict=True):
@@ -175,6 +141,13 @@ def test_broken_off_and_resumed_equals_uninterrupted(tmp_path):
         run_small(tmp_path / "whole")
     with pytest.raises(UserError, match="other settings.*system"):
         run_small(tmp_path / "whole", small_translation(cycle_weight=5), resume=True)
+
+
+def test_broken_off_is_recorded(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_small(tmp_path, epochs=1, callbacks=[Stop(0, 1)])
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["status"], record["error"]) == ("interrupted", "KeyboardInterrupt: ")
 
 
 def test_a_rate_of_zero_stops_the_weights(tmp_path):
@@ -267,6 +240,44 @@ def test_a_reason_within_an_epoch_ends_it_there(tmp_path):
     record = json.loads((tmp_path / "run.json").read_text())
     assert result.history == [] and result.stopped_early and all(path.exists() for path in result.paths.values())
     assert (record["status"], record["stop_reason"], record["steps_done"]) == ("stopped", "drift", 2)
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_half_precision_follows_float32(tmp_path, monkeypatch, half):
+    """Losses are float32 numbers close to those of float32; a checkpoint in float16 holds the loss scales."""
+    monkeypatch.setattr(LossScale, "START", 2.0**7)  # means over 32 pixels have large gradients
+    options = {"epochs": 1, "average": None, "checkpoint_steps": None}
+    _, expected = run_small(tmp_path / "float32", **options)
+    system, result = run_small(tmp_path / half, mixed_precision=half, **options)
+    names = [name for name in expected.history[0] if name.endswith("_loss")]
+    for name in names:
+        assert result.history[0][name] == pytest.approx(expected.history[0][name], rel=0.03), name
+    assert all(v.dtype == "float32" for network in system.networks.values() for v in network.trainable_variables)
+    if half == "float16":
+        assert result.history[0]["generators_loss_scale"] == LossScale.START
+        _, again = run_small(tmp_path / half, mixed_precision=half, resume=True, **options)
+        assert again.history == result.history
+
+
+def test_overflow_in_float16_is_undone_and_halves_the_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(LossScale, "START", 2.0**126)
+    system = small_translation()
+    before = [to_numpy(v.value).copy() for v in system.networks["discriminator_a"].trainable_variables]
+    _, result = run_small(tmp_path, system, epochs=1, average=None, mixed_precision="float16")
+    scales = [2.0 ** (126 - i) for i in range(4)]
+    assert result.history[0]["discriminators_loss_scale"] == pytest.approx(np.mean(scales))
+    for old, variable in zip(before, system.networks["discriminator_a"].trainable_variables, strict=True):
+        np.testing.assert_array_equal(old, to_numpy(variable.value))
+
+
+def test_trains_on_tiles_of_the_device(tmp_path):
+    rng = np.random.default_rng(0)
+    sets = [rng.uniform(-1, 1, (n, 4, 4, 1)).astype("float32") for n in (5, 3)]
+    histories = []
+    for name in ("a", "b"):
+        _, result = run_small(tmp_path / name, data=DeviceTiles(sets, 3, 2, seed=1), epochs=2)
+        histories.append(without_time(result.history))
+    assert histories[0] == histories[1] and len(histories[0]) == 2
 
 
 def test_what_cannot_work_is_explained(tmp_path):
