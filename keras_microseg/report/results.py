@@ -78,7 +78,7 @@ class ImageRecord:
     def read_columns(self) -> pd.DataFrame | None:
         """`label` and the further columns, or None."""
         if isinstance(self.columns, (str, Path)):
-            return pd.read_csv(self.columns, comment="#", keep_default_na=False, na_values=[""])
+            return pd.read_csv(self.columns, comment="#", keep_default_na=False, na_values=[""], dtype={"class": str})
         return self.columns
 
     def read_labels(self, step: int = 1) -> np.ndarray:
@@ -235,6 +235,9 @@ class Results:
     def definitions(self) -> pd.DataFrame:
         """Columns of `table`: quantity, unit, formula, meaning, reference."""
         added = {name: text for name, text in ADDED_COLUMNS.items() if name in self.table.columns}
+        if "class" in added:
+            names = [name for name in self.table.columns if name.startswith("p_")]
+            added |= {name: f"probability of the class {name[2:]}, 0..1" for name in names}
         own = pd.DataFrame(
             [(name, "", "", text, "keras_microseg") for name, text in {**OWN_COLUMNS, **added}.items()],
             columns=["quantity", "unit", "formula", "meaning", "reference"],
