@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from keras_microseg import __version__
-from keras_microseg.cli import classify, commands, filament, filament_networks, sem, volume
+from keras_microseg.cli import classify, commands, filament, filament_networks, sem, sem_parts, volume
 from keras_microseg.cli.shared import Group
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ def _common(
 
 app.registered_commands += commands.app.registered_commands
 filament.app.registered_commands += filament_networks.app.registered_commands
+sem.app.registered_commands += sem_parts.app.registered_commands
 app.add_typer(filament.app, name="filament")
 app.add_typer(sem.app, name="sem")
 app.add_typer(volume.app, name="volume")
