@@ -27,13 +27,9 @@ from keras_microseg.measurement.change import (
 from keras_microseg.measurement.kinetics import LAWS, fit_rate_laws, member_fits
 from keras_microseg.measurement.monotone import fit_monotone
 from keras_microseg.metrics.change import score_masks
-from keras_microseg.report.filaments import (
-    FilamentRecord,
-    kinetics_table,
-    write_curves,
-    write_figures,
-    write_filament_page,
-)
+from keras_microseg.report.filament_figures import draw_overlay, write_figures
+from keras_microseg.report.filaments import FilamentRecord, kinetics_table, write_curves, write_filament_page
+from keras_microseg.report.overlays import write_picture
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, now, plain, read_json, run_steps, write_json
 
 LENGTHS = ("axis", "columns")
@@ -327,9 +323,6 @@ def _write_record(
 
 
 def _write_overlays(folder: RunFolder, record: FilamentRecord) -> list[Path]:
-    from keras_microseg.report.filaments import draw_overlay
-    from keras_microseg.report.overlays import write_picture
-
     paths = []
     for i, file in enumerate(record.series.files):
         path = folder.file("overlays", record.name, f"{Path(file).stem}.png")
