@@ -105,9 +105,12 @@ def label(folder: Path, args: argparse.Namespace) -> dict:
 
 
 def label_volume(maps, out_path: Path, args: argparse.Namespace) -> int:
+    from keras_microseg.segmentation.separation import separate_blocks
     from keras_microseg.segmentation.stitching import label_blocks
 
     with io.create_volume(out_path, maps.shape, np.uint32, voxel_size=SIZE, key=1) as out:
+        if args.method == "separate":
+            return separate_blocks(Above(maps.data), out, block=(128, 128, 128), halo=int(args.diameter / 2) + 16)
         return label_blocks(Above(maps.data), out, (256, 256, 256))
 
 
@@ -138,6 +141,7 @@ def check(folder: Path, args: argparse.Namespace) -> dict:
     from keras_microseg.inference.prediction import Predictor, predict_maps
     from keras_microseg.measurement import measure_particles
     from keras_microseg.segmentation.labeling import label_components
+    from keras_microseg.segmentation.separation import separate
 
     grey, _ = plan(args.shape, args.diameter).read(tuple(slice(0, n) for n in args.shape))
     np.testing.assert_array_equal(grey, io.open_volume(folder / "volume.zarr").read())
@@ -150,7 +154,7 @@ def check(folder: Path, args: argparse.Namespace) -> dict:
     quantized = np.rint(maps * 255).astype(np.uint8)
     different = int(np.count_nonzero(quantized != stored))
     assert np.abs(quantized.astype(int) - stored).max() <= 1
-    labels = label_components(stored > 127, 4)
+    labels = separate(stored > 127) if args.method == "separate" else label_components(stored > 127, 4)
     found = io.open_volume(folder / "labels.zarr").read()
     pairs = np.unique(np.stack([labels.ravel(), found.ravel()]), axis=1)
     assert pairs.shape[1] == labels.max() + 1 == found.max() + 1, "labels differ"
@@ -170,7 +174,8 @@ def count_done(path: Path) -> int:
 def run_stage(name: str, args: argparse.Namespace, *, kill: bool) -> list[dict]:
     """One or, when killed, two processes."""
     command = [sys.executable, __file__, "--out", str(args.out), "--stage", name, "--max-ram", args.max_ram,
-               "--shape", "x".join(map(str, args.shape)), "--diameter", str(args.diameter)]  # fmt: skip
+               "--shape", "x".join(map(str, args.shape)), "--diameter", str(args.diameter),
+               "--method", args.method]  # fmt: skip
     lists = {"generate": "volume.zarr.blocks", "predict": "maps/foreground.zarr.blocks", "label": "labels.zarr.blocks"}
     rows = []
     if kill:
@@ -197,6 +202,7 @@ def main() -> None:
     parser.add_argument("--shape", default="1024x2048x2048")
     parser.add_argument("--diameter", type=float, default=64.0)
     parser.add_argument("--max-ram", default="1500MB")
+    parser.add_argument("--method", choices=("components", "separate"), default="components", help="of the labels")
     parser.add_argument("--kill", default="generate,predict")
     parser.add_argument("--kill-after", type=int, default=2, help="finished blocks before the kill")
     parser.add_argument("--check", action="store_true", help="compare with the result in memory")
