@@ -38,7 +38,7 @@ def test_training_and_evaluation(trained):
 def test_from_a_run_to_a_report_by_class(trained, tmp_path):
     folder, found = trained
     km.segment(folder / "images", tmp_path / "run", method="classical")
-    results = classify(tmp_path / "run", tmp_path / "out", model=found.model_path, combine={"disc": 0.9, "bar": 0.2})
+    results = classify(tmp_path / "run", tmp_path / "out", model=found.model_path, combine={"disc": 1.0, "bar": 0.0})
     assert len(results.table) == 48 and not results.failures
     shape = results.table.groupby("class")["aspect_ratio"].mean()
     assert shape["disc"] > 0.75 and shape["bar"] < 0.6
@@ -56,7 +56,7 @@ def test_from_a_run_to_a_report_by_class(trained, tmp_path):
     painted = io.open_image(tmp_path / "out/classes/s0.png").read()
     assert tuple(painted[20, 20]) == (0, 255, 0) and tuple(painted[20, 60]) == (255, 0, 0)
     again = classify(
-        tmp_path / "run", tmp_path / "out", model=found.model_path, combine={"disc": 0.9, "bar": 0.2}, resume=True
+        tmp_path / "run", tmp_path / "out", model=found.model_path, combine={"disc": 1.0, "bar": 0.0}, resume=True
     )
     pd.testing.assert_frame_equal(again.table, results.table)
 
