@@ -21,6 +21,7 @@ VOLUME_TILE = 112
 HALO = 32
 BLENDINGS = ("linear", "hann", "gaussian")
 _MAX_SHAPES = 4
+_PLANES = 16  # written at once
 _WASTE = 1.3  # a compiled shape is used again when it costs at most this much more than the best one
 
 
@@ -120,6 +121,7 @@ def predict_maps(
     flips: bool | int = False,
     spread: bool = False,
     blend: str | None = None,
+    maps: Sequence[str] | None = None,
     out: Any = None,
     done: Any = None,
     progress: Progress | None = None,
@@ -143,6 +145,7 @@ def predict_maps(
         spread: one more channel: twice the standard deviation of the first map over the copies, 0..1.
         blend: None; `"linear"`: weights fall linearly across the seams; `"hann"`, `"gaussian"` (sigma = tile / 8):
             weights fall from the middle of the tile on, at least 1e-3.
+        maps: names of the channels to keep, in order; None = all (and `spread`).
         out: array to fill, (*shape, C): float32, float16, or uint8 as `quantize` stores maps; None makes a float32
             array. With `blend`, it gets whole planes in order.
         done: one flag per unit of `count_units`, read and set (NumPy or on disk): what is marked is left out. With
@@ -164,16 +167,19 @@ def predict_maps(
     views = _transforms(flips, grid.tile)
     if spread and len(views) == 1:
         raise UserError("`spread` compares mirrored copies and needs `flips`. Received: flips=False")
+    made = [*predictor.outputs, *(["spread"] if spread else [])]
+    names = made if maps is None else [check_choice("maps", name, made) for name in maps]
+    kept = None if names == made else [made.index(name) for name in names]
     if out is None:
-        out = np.empty((*shape, len(predictor.outputs) + int(spread)), np.float32)
-    names = [*predictor.outputs, "spread"][: len(predictor.outputs) + int(spread)]
+        out = np.empty((*shape, len(names)), np.float32)
     as_bytes = np.dtype(out.dtype) == np.uint8
 
     def predict(batch: Batch) -> np.ndarray:
-        return _predict_averaged(predictor, batch.read(array), views, ndim, spread)
+        found = _predict_averaged(predictor, batch.read(array), views, ndim, spread)
+        return found if kept is None else found[..., kept]
 
-    def convert(maps: np.ndarray) -> np.ndarray:
-        return quantize(maps, names) if as_bytes else maps.astype(out.dtype, copy=False)
+    def convert(values: np.ndarray) -> np.ndarray:
+        return quantize(values, names) if as_bytes else values.astype(out.dtype, copy=False)
 
     if blend is not None:
         _predict_blended(grid, predict, convert, blend, batch_size, len(names), out, done, progress)
@@ -228,34 +234,44 @@ def _predict_blended(
             return
     written = final[first - 1] if first else 0
     begin = next(i for i in range(total) if reach[i].stop > written)  # slabs that reach into what is not written yet
-    low = reach[begin].start
-    sums = np.zeros((0, *grid.shape[1:], channels), np.float32)
-    weights = np.zeros((0, *grid.shape[1:], 1), np.float32)
+    low = max(reach[begin].start, written)
+    length = max(reach[i].stop - max(low, final[i - 1] if i > first else low) for i in range(begin, total))
+    sums = np.zeros((length, *grid.shape[1:], channels), np.float32)
+    weights = np.zeros((length, *grid.shape[1:], 1), np.float32)
     for i in range(begin, total):
-        missing = reach[i].stop - low - len(sums)
-        if missing > 0:
-            sums = np.concatenate([sums, np.zeros((missing, *sums.shape[1:]), np.float32)])
-            weights = np.concatenate([weights, np.zeros((missing, *weights.shape[1:]), np.float32)])
         places = itertools.product((i,), *(range(count) for count in grid.counts[1:]))
         while group := tuple(grid[place] for place in itertools.islice(places, batch_size)):
             maps = predict(Batch(group, batch_size))
             for tile, block in zip(group, maps, strict=False):
                 region, weight = _contribution(grid, tile, blend)
+                known = max(low - region[0].start, 0)  # planes of an earlier run
+                region, weight = (slice(region[0].start + known, region[0].stop), *region[1:]), weight[known:]
                 inner = tuple(slice(r.start - o, r.stop - o) for r, o in zip(region, tile.origin, strict=True))
                 place = (slice(region[0].start - low, region[0].stop - low), *region[1:])
                 weight = weight[..., np.newaxis]
                 sums[place] += weight * block[inner]
                 weights[place] += weight
-        if i >= first and final[i] > written:
-            part = slice(written - low, final[i] - low)
-            out[written : final[i]] = convert(sums[part] / weights[part])
-            written = final[i]
-        if i >= first and done is not None:
-            done[i] = 1
-        keep = max(written, low)
-        sums, weights, low = sums[keep - low :].copy(), weights[keep - low :].copy(), keep
+        if i >= first:
+            for start in range(written, final[i], _PLANES):
+                part = slice(start - low, min(start + _PLANES, final[i]) - low)
+                out[part.start + low : part.stop + low] = convert(sums[part] / weights[part])
+            written = max(written, final[i])
+            if done is not None:
+                done[i] = 1
+        low = _move_down(sums, weights, low, max(written, low))
         if progress is not None:
             progress(i + 1, total)
+
+
+def _move_down(sums: np.ndarray, weights: np.ndarray, low: int, new: int) -> int:
+    """Let the slab begin at plane `new` instead of `low`; its upper planes become 0."""
+    step, count = new - low, len(sums)
+    if step:
+        for array in (sums, weights):
+            for plane in range(count - step):
+                array[plane] = array[plane + step]
+            array[max(count - step, 0) :] = 0
+    return new
 
 
 def _contribution(grid: TileGrid, tile: Tile, blend: str) -> tuple[tuple[slice, ...], np.ndarray]:

@@ -213,12 +213,10 @@ def predict_volume(
     normalizer = normalizer or fit_normalizer(volume.data, card)
     scale = working_scale(card, diameter) if scale is None else check_number("scale", scale, minimum=0, exclusive=True)
     view = NormalizedView(volume.data, normalizer, scale)
-    tile, halo = choose_window(predictor, view.shape, tile, halo, batch_size, blend, max_ram)
-    grid = TileGrid.cover(view.shape, tile, halo, predictor.multiple_of)
     names = [*predictor.outputs, *(["spread"] if spread else [])]
-    wanted = list(names if maps is None else maps)
-    for name in wanted:
-        check_choice("maps", name, names)
+    wanted = [check_choice("maps", name, names) for name in maps or names]
+    tile, halo = choose_window(predictor, view.shape, tile, halo, batch_size, blend, max_ram, len(wanted))
+    grid = TileGrid.cover(view.shape, tile, halo, predictor.multiple_of)
     key = {
         "model": getattr(predictor, "source", None), "normalizer": normalizer.to_dict(), "scale": scale, "tile": tile,
         "halo": halo, "flips": int(flips), "spread": spread, "blend": blend, "batch": batch_size, "maps": wanted,
@@ -227,21 +225,22 @@ def predict_volume(
     }  # fmt: skip
     out_dir = Path(out_dir)
     facts = {"prediction": key, "model": card.get("name")}
-    final = _MapFiles(out_dir, suffix, names, wanted, volume.shape, dtype, volume.pixel_size, facts, key, resume, grid)
+    final = _MapFiles(out_dir, suffix, wanted, volume.shape, dtype, volume.pixel_size, facts, key, resume, grid)
     if final.complete:
         return VolumePrediction(final.paths, normalizer, scale, tile, blend)
-    options = {"tile": tile, "halo": halo, "batch_size": batch_size, "flips": flips, "spread": spread, "blend": blend}
+    options = {
+        "tile": tile, "halo": halo, "batch_size": batch_size, "flips": flips, "spread": spread, "blend": blend,
+        "maps": wanted, "progress": progress,
+    }  # fmt: skip
     logger.info("%s: windows of %s voxels, %d slabs, scale %.3g.", volume.name, tile, grid.counts[0], scale)
     if scale == 1:
         with final:
-            predict_maps(predictor, view, out=final, done=final.flags(), progress=progress, **options)
+            predict_maps(predictor, view, out=final, done=final.flags(), **options)
     else:
-        work = _MapFiles(
-            out_dir / "working_scale", ".zarr", names, wanted, view.shape, dtype, None, facts, key, resume, grid
-        )
+        work = _MapFiles(out_dir / "working_scale", ".zarr", wanted, view.shape, dtype, None, facts, key, resume, grid)
         if not work.complete:
             with work:
-                predict_maps(predictor, view, out=work, done=work.flags(), progress=progress, **options)
+                predict_maps(predictor, view, out=work, done=work.flags(), **options)
         with final:
             _enlarge(work, final, max_ram)
         work.remove()
@@ -276,6 +275,7 @@ def choose_window(
     batch_size: int,
     blend: str | None,
     max_ram: str | int,
+    num_maps: int | None = None,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(tile, halo) for `predict_maps`: the given ones, or the largest window whose working set fits `max_ram`.
 
@@ -296,13 +296,13 @@ def choose_window(
         if any(largest < 2 * h + m for h, m in zip(halo, multiples, strict=True)):
             break
         tile = choose_tile(shape, halo, predictor.multiple_of, largest=largest)
-        needed = working_set(predictor, shape, tile, halo, batch_size, blend)
+        needed = working_set(predictor, shape, tile, halo, batch_size, blend, num_maps)
         if needed <= limit:
             return tuple(tile), halo
         least = min(least, needed)
     if least is math.inf:
         tile = choose_tile(shape, halo, predictor.multiple_of, largest=_TILES[0])
-        least = working_set(predictor, shape, tile, halo, batch_size, blend)
+        least = working_set(predictor, shape, tile, halo, batch_size, blend, num_maps)
         if least <= limit:
             return tuple(tile), halo
     raise UserError(
@@ -312,14 +312,21 @@ def choose_window(
 
 
 def working_set(
-    predictor: Any, shape: Sequence[int], tile: Sequence[int], halo: Sequence[int], batch_size: int, blend: str | None
+    predictor: Any,
+    shape: Sequence[int],
+    tile: Sequence[int],
+    halo: Sequence[int],
+    batch_size: int,
+    blend: str | None,
+    num_maps: int | None = None,
 ) -> int:
     """Estimated bytes of a prediction: windows inside the network, and the slab of sums when windows are blended."""
     inside = batch_size * math.prod(tile) * _BYTES_PER_VOXEL
     if not blend:
         return inside
-    planes = min(tile[0], shape[0]) if blend != "linear" else min(tile[0], shape[0] + 2 * halo[0])
-    return inside + planes * shape[1] * shape[2] * (len(predictor.outputs) + 2) * 4 * 2
+    count = len(predictor.outputs) if num_maps is None else num_maps
+    planes = min(tile[0], shape[0]) + 16  # and those that are being written
+    return inside + planes * shape[1] * shape[2] * (count + 1) * 4
 
 
 class _Finite:
@@ -336,7 +343,7 @@ class _Finite:
 class _MapFiles:
     """One `VolumeWriter` per map behind the face of one (Z, Y, X, C) array; the finished slabs are flags."""
 
-    def __init__(self, folder, suffix, names, wanted, shape, dtype, voxel_size, facts, key, resume, grid: TileGrid):
+    def __init__(self, folder, suffix, names, shape, dtype, voxel_size, facts, key, resume, grid: TileGrid):
         self.names, self.shape, self.dtype = list(names), (*shape, len(names)), np.dtype(dtype)
         thickness = math.gcd(*grid.stride[:1], grid.lead[0] or grid.stride[0], grid.halo[0] or grid.stride[0])
         thickness = max(n for n in range(1, 17) if thickness % n == 0)  # slabs end between chunks
@@ -346,9 +353,9 @@ class _MapFiles:
                 folder / f"{name}{suffix}", shape, dtype, chunks=chunks, voxel_size=voxel_size,
                 facts={**facts, "map": name}, key={**key, "map": name}, resume=resume,
             )
-            for name in wanted
+            for name in names
         }  # fmt: skip
-        self.folder, self.count = folder, math.prod(grid.counts)
+        self.folder = folder
 
     @property
     def complete(self) -> bool:
