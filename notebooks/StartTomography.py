@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
     )  # fmt: skip
     out = str(options["OUT"])
     folder = tomography.run(settings, out, resume=os.path.exists(os.path.join(out, "manifest.json")))
-    print(f"Table: {folder.path / 'objects.csv'}\nReport: {folder.path / 'report.html'}")
+    print(f"Table: {folder.path / 'tables' / 'particles.csv'}\nReport: {folder.path / 'report.html'}")
     return 0
 
 

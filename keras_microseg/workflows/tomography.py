@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_microseg import io
 from keras_microseg.checks import UserError, check_number, parse_bytes
-from keras_microseg.image import Image
-from keras_microseg.inference.views import ThresholdView
 from keras_microseg.measurement import measure_particles
 from keras_microseg.segmentation.pseudo_labels import MaskSettings
-from keras_microseg.segmentation.separation import SeparationSettings, separate_blocks
-from keras_microseg.workflows import tomography_predict, tomography_prepare, tomography_train
-from keras_microseg.workflows.steps import Progress, RunFolder, Step, run_steps, write_json
+from keras_microseg.workflows import tomography_measure, tomography_predict, tomography_prepare, tomography_train
+from keras_microseg.workflows.steps import Progress, RunFolder, Step, read_json, run_steps
 
 _HOW: dict[str, Any] = {"metadata": {"lasting": False}}
-_LABEL_BYTES = 60  # per voxel of a block and its halo, see `separate_blocks`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +78,7 @@ def run(
 
     Args:
         settings: what and how.
-        out: folder; gets `stack/`, `mask/`, `model/`, `maps/` as needed, `labels.zarr`, `objects.csv`, `summary.json`
-            and `report.html`.
+        out: folder; gets `stack/`, `mask/`, `model/` as needed, `maps/`, `labels/`, `tables/` and `report.html`.
         resume, overwrite: see `RunFolder`.
         progress: called as `progress(step, done, total, item)`.
 
@@ -148,91 +144,57 @@ def _predict(folder: RunFolder) -> None:
 
 def _label(folder: RunFolder) -> None:
     asked = folder.settings
-    source = io.open_volume(next((folder.path / "maps").glob("foreground.*")))
-    full = 255 if source.dtype == np.uint8 else 1
-    mask = ThresholdView(source.data, asked.threshold * full)
+    maps = next((folder.path / "maps").glob("foreground.*"))
+    full = 255 if io.open_volume(maps).dtype == np.uint8 else 1
     diameter = asked.diameter or 16.0
-    min_size = asked.min_size if asked.min_size is not None else int(0.05 * np.pi / 6 * diameter**3)
-    spacing = None if source.pixel_size is None else source.pixel_size.size
-    # without a cut every neck is as high as its peak, so that all parts of a component are joined
-    ratio = 0.8 if asked.separate else 0.0
-    how = SeparationSettings(sigma=max(0.5, diameter / 16), merge_ratio=ratio, min_size=min_size, spacing=spacing)
-    halo = int(np.ceil(0.75 * diameter + 4 * how.sigma))
-    edge = int((parse_bytes(asked.max_ram) / _LABEL_BYTES) ** (1 / 3)) - 2 * halo
-    if edge < 16:
-        raise UserError(f"Objects of {diameter:.0f} voxels need more memory to be labelled. Received: {asked.max_ram=}")
-    facts = {"threshold": asked.threshold, "separation": dataclasses.asdict(how)}
-    with io.create_volume(
-        folder.path / "labels.zarr", source.shape, np.uint32, voxel_size=source.pixel_size, facts=facts,
-        chunks=(min(64, source.shape[0]),) * 3, key=facts,
-    ) as out:  # fmt: skip
-        count = separate_blocks(mask, out, how, block=min(edge, 512), halo=halo)
-        out.add_facts({"objects": count})
+    least = asked.min_size if asked.min_size is not None else int(0.05 * np.pi / 6 * diameter**3)
+    sigma = max(0.5, diameter / 16)  # an eighth of the radius
+    settings = tomography_measure.LabelRun(
+        str(maps), "separate" if asked.separate else "components", threshold=asked.threshold * full, sigma=sigma,
+        min_size=least, halo=int(np.ceil(0.75 * diameter + 4 * sigma)), **_common(folder),
+    )  # fmt: skip
+    tomography_measure.label(settings, folder.path / "labels", **_options(folder))
 
 
 def _measure(folder: RunFolder) -> None:
-    labels = io.open_volume(folder.path / "labels.zarr")
-    grey = io.open_volume(_volume(folder), dataset=folder.settings.dataset, voxel_size=folder.settings.voxel_size)
-    table = measure_particles(labels, intensity=grey.data)
-    io.write_table(folder.file("objects.csv"), table, facts={"command": "volume run", "volume": folder.settings.source})
-    write_json(folder.file("summary.json"), summarize(table, labels))
+    intensity = _volume(folder) if folder.settings.dataset is None else None
+    settings = tomography_measure.MeasureRun(str(_labels(folder)), intensity, **_common(folder))
+    tomography_measure.measure(settings, folder.path / "tables", **_options(folder))
 
 
-def summarize(table: Any, labels: Image) -> dict[str, Any]:
-    """Count, volume fraction and diameters of the objects of a label volume.
-
-    Args:
-        table: of `measure_particles`.
-        labels: the label volume.
-    """
-    voxels = int(np.prod(labels.shape, dtype=np.int64))
-    edge = np.prod(table.attrs["pixel_size"] or (1.0,) * 3)
-    facts: dict[str, Any] = {
-        "objects": len(table),
-        "volume_fraction": float(table["volume"].sum() / (voxels * edge)) if len(table) else 0.0,
-        "number_density": len(table) / (voxels * edge),
-        "unit": table.attrs["unit"],
-    }
-    inner = table[~table["touches_border"].astype(bool)] if len(table) else table
-    facts["whole_objects"] = len(inner)
-    if len(inner):
-        diameters = inner["equivalent_diameter"]
-        facts["equivalent_diameter"] = {
-            "median": diameters.median(), "mean": diameters.mean(), "std": diameters.std(),
-        }  # fmt: skip
-        facts["percentiles"] = {f"D{p}": float(np.percentile(diameters, p)) for p in (10, 50, 90)}
-    return facts
+def _labels(folder: RunFolder) -> Path:
+    return folder.path / "labels" / "labels.zarr"
 
 
 def _report(folder: RunFolder) -> None:
     from keras_microseg.intensity import volume_statistics
     from keras_microseg.report.page import Chart, Section, Table, write_page
     from keras_microseg.report.volumes import volume_sections
-    from keras_microseg.workflows.steps import read_json
 
     grey = io.open_volume(_volume(folder), dataset=folder.settings.dataset, voxel_size=folder.settings.voxel_size)
-    labels = io.open_volume(folder.path / "labels.zarr")
-    facts = read_json(folder.path / "summary.json")
+    labels = io.open_volume(_labels(folder))
+    facts = read_json(folder.path / "tables" / "volume.json")
     statistics = volume_statistics(grey.data, max_ram=folder.settings.max_ram)
     sections = volume_sections(grey, statistics, labels=labels, facts={"Model": folder.settings.model})
-    table = measure_particles(labels, quantities=["volume", "equivalent_diameter", "touches_border"])
+    table = measure_particles(labels, quantities=["equivalent_diameter"])
+    found: list[Any] = [Table(plain_rows(facts))]
     if len(table):
-        sections.insert(
-            0, Section("Objects", [Chart(_histogram(table), "Equivalent diameters."), Table(plain_rows(facts))])
-        )
-    cards = {
-        "objects": facts["objects"],
-        "of the volume": f"{facts['volume_fraction']:.2%}",
-        f"median diameter ({facts['unit']})": f"{facts.get('equivalent_diameter', {}).get('median', float('nan')):.4g}",
-    }
+        found.insert(0, Chart(_histogram(table), "Equivalent diameters."))
+    sections.insert(0, Section("Objects", found))
+    cards = {"objects": facts["particles"], "of the volume": f"{facts['fraction']['value']:.2%}"}
+    if len(table):
+        unit = table.attrs["unit"]
+        cards[f"median diameter ({unit})"] = f"{table['equivalent_diameter'].median():.4g}"
     notes = []
     if folder.settings.model == "train" and folder.settings.labels is None:
         notes.append(
             "The network was trained on an automatic mask (pseudo-labels): it imitates a threshold, and scores "
             "against that mask do not say how true it is."
         )
-    write_page(folder.file("report.html"), "Volume", sections, cards=cards, warnings=notes,
-               subtitle=f"{grey.name} \u00b7 {folder.manifest['package']}")  # fmt: skip
+    write_page(
+        folder.file("report.html"), "Volume", sections, cards=cards, warnings=notes,
+        subtitle=f"{grey.name} \u00b7 {folder.manifest['package']}",
+    )  # fmt: skip
 
 
 def _histogram(table: Any) -> Any:

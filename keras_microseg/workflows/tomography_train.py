@@ -210,17 +210,17 @@ class VolumeTraining:
 
     def __init__(self, settings: TrainVolumeSettings, out: Path):
         from keras_microseg.data.volumes import LabelledVolume, split_slices
-        from keras_microseg.models import unet3d as networks
+        from keras_microseg.models.unet3d import PRESETS, receptive_field, total_stride
 
         self.settings = settings
-        chosen = networks.PRESETS.get(settings.architecture, {})
+        chosen = PRESETS.get(settings.architecture, {})
         self.pools = settings.pools or chosen.get("pools")
         self.filters = settings.filters or chosen.get("filters") or (16, 32, 64, 128)
         if settings.architecture == "2.5d":
             stride = (1, *(2 ** (len(self.filters) - 1),) * 2)
-            field = (settings.num_slices, *networks.receptive_field(((1, 2, 2),) * (len(self.filters) - 1))[1:])
+            field = (settings.num_slices, *receptive_field(((1, 2, 2),) * (len(self.filters) - 1))[1:])
         else:
-            stride, field = networks.total_stride(self.pools), networks.receptive_field(self.pools)
+            stride, field = total_stride(self.pools), receptive_field(self.pools)
         size = standardize_tuple(settings.patch, 3, "patch")
         self.size = (settings.num_slices, *size[1:]) if settings.architecture == "2.5d" else size
         if any(n % m for n, m in zip(self.size, stride, strict=True)):

@@ -12,6 +12,7 @@ from keras_microseg.cli import app
 from keras_microseg.inference import volumes  # noqa: F401  (needs keras)
 from keras_microseg.models.saving import load_model
 from keras_microseg.simulation.phantoms import PhantomSettings, make_phantom
+from keras_microseg.workflows.tomography import TomographySettings, run
 from keras_microseg.workflows.tomography_predict import PredictVolumeSettings, predict
 from keras_microseg.workflows.tomography_train import TrainVolumeSettings, train_volume
 
@@ -110,7 +111,7 @@ def test_25d_predicts_in_three_planes(data, tmp_path):
         ({"patch": (9, 16, 16)}, UserError, r"multiple of \(2, 2, 2\).*Use \(10, 16, 16\)"),
         ({"validation": 0.4, "gap": 40}, UserError, "smaller gap"),
         ({"labels_are": "voxels"}, UserError, "labels_are"),
-        ({"ignore": 0}, UserError, "foreground|annotated|Sparse"),
+        ({"ignore": 0, "outputs": ("foreground", "distance")}, UserError, "Sparse labels"),
         ({"outputs": ("flow_y",)}, UserError, "flow_y"),
     ],
 )
@@ -133,10 +134,27 @@ def test_old_option_names():
     chosen = TrainVolumeSettings.from_legacy(old, seed=3)
     assert (chosen.architecture, chosen.loss, chosen.patch, chosen.slices) == ("vfp_2level", "dice", (10, 256, 256), 50)
     assert (chosen.learning_rate, chosen.batch_size, chosen.epochs, chosen.seed) == (1e-4, 4, 100, 3)
-    with pytest.raises(UserError, match="not resized"):
+    with pytest.raises(UserError, match="resize_factor=0.5"):
         TrainVolumeSettings.from_legacy(old | {"resize_factor": 0.5})
     with pytest.raises(UserError, match="option"):
         TrainVolumeSettings.from_legacy({"lr": 1})
+
+
+def test_the_whole_path(data, tmp_path):
+    """Automatic mask, training on it, prediction, labels, tables, report; a second call finds everything done."""
+    train = {k: v for k, v in SMALL.items() if k != "epochs"} | {"epochs": 1}
+    chosen = TomographySettings(
+        str(data / "scan.npy"), "train", diameter=10, voxel_size="2 um", train=train, threshold=0.3, max_ram="200MB"
+    )
+    folder = run(chosen, tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"mask", "model", "maps", "labels", "tables", "report.html", "manifest.json"} <= names
+    facts = json.loads((tmp_path / "run" / "tables" / "volume.json").read_text())
+    assert facts["particles"] >= 0 and "pseudo-labels" in (tmp_path / "run" / "report.html").read_text()
+    again = run(chosen, tmp_path / "run", resume=True)
+    assert again.manifest["steps"]["train"]["seconds"] == folder.manifest["steps"]["train"]["seconds"]
+    with pytest.raises(UserError, match="model='train'"):
+        TomographySettings("a.tif", labels="b.tif")
 
 
 def test_command_line(data, tmp_path):
