@@ -24,3 +24,12 @@ def test_other_folders_stay_what_they_are(tmp_path):
     assert find_reference_folders(tmp_path) is None and resolve_inputs(tmp_path / "scans") == (tmp_path / "scans", None)
     with pytest.raises(FileError, match="not a folder"):
         find_reference_folders(tmp_path / "nowhere")
+
+
+def test_the_workflow_takes_the_root_of_a_project(tmp_path):
+    from keras_microseg.workflows.sem_particles.settings import Settings
+
+    make(tmp_path, "Input_Images", "Input_Masks")
+    settings = Settings.from_preset("fast", tmp_path)
+    assert settings.images == (str(tmp_path / "Input_Images"),) and settings.outlines == str(tmp_path / "Input_Masks")
+    assert settings.particles == "wgan" and Settings.from_preset("fast", "scans").images == ("scans",)

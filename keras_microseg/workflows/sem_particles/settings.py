@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_microseg.checks import UserError, check_choice, check_number
+from keras_microseg.io.reference_layout import resolve_inputs
 from keras_microseg.simulation.masks import MaskSettings
 
 PRESETS = ("fast", "paper", "gpu")
@@ -241,7 +242,8 @@ class Settings:
 
         Args:
             preset: "fast" for two CPU cores (under an hour), "paper" as published, "gpu" for one large GPU.
-            images, outlines: see the class.
+            images, outlines: see the class. One folder with `Input_Images` in it, as the older script wants it,
+                stands for that, and its `Input_Masks` for the outlines.
             changes: fields of the class; those of its parts as `translation_epochs=10`, `network_start="none"`,
                 `pairs_count=200`, `masks_max_overlap=0.1`.
 
@@ -265,9 +267,12 @@ class Settings:
                 own[name] = dataclasses.replace(own[name], **values)
             else:
                 own[name] = (MaskSettings.sem if name == "masks" else _PARTS[name])(**values)
+        images = (images,) if isinstance(images, str) or not hasattr(images, "__iter__") else tuple(images)
+        if len(images) == 1:
+            first, outlines = resolve_inputs(images[0], outlines)
+            images = (first,)
         if outlines is None and "particles" not in changes:
             own["particles"] = "analytic"
-        images = (images,) if isinstance(images, str) or not hasattr(images, "__iter__") else images
         return cls(
             images=tuple(str(path) for path in images),
             outlines=None if outlines is None else str(outlines),
