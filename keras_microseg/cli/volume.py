@@ -95,13 +95,23 @@ def mask(
     phase_filter: Annotated[
         float | None, typer.Option(help="Strength a of the low-pass 1/(1 + a k2), voxels^2: fills phase-contrast rims.")
     ] = None,
+    phase_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Take a from keV, sample-detector distance in m, delta/beta, like 27.4,0.06,500; needs a voxel size."
+        ),
+    ] = None,
     sigma: Annotated[float, typer.Option(help="Gaussian smoothing, voxels.")] = 0.0,
     clahe: Annotated[bool, typer.Option("--clahe/--no-clahe", help="Equalize the contrast first.")] = True,
+    clip_limit: Annotated[float, typer.Option(help="Of CLAHE; higher gives more contrast.")] = 0.01,
     threshold: Annotated[str, typer.Option(help="'otsu' or a grey value.")] = "otsu",
     classes: Annotated[int, typer.Option(help="2, or 3 to 5 for multi-Otsu.")] = 2,
     keep_classes: Annotated[str | None, typer.Option(help="Classes that are object, like 1,2 (0 = darkest).")] = None,
     invert: Annotated[str, typer.Option(help="'slices' (those more than half white), 'always', 'never'.")] = "slices",
-    region: Annotated[str | None, typer.Option(help="'circle' (found), or its share of the width like 0.95.")] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(help="'circle' (found), its share of the width like 0.95, or corners 'y,x y,x y,x' of a polygon."),
+    ] = None,
     centre_square: Annotated[int | None, typer.Option(help="Side of a centred square to keep, px.")] = None,
     erosion: Annotated[int, typer.Option(help="Radius, voxels.")] = 0,
     dilation: Annotated[int, typer.Option(help="Radius, voxels.")] = 0,
@@ -121,13 +131,14 @@ def mask(
     from keras_microseg.workflows import tomography_prepare as prepare
 
     how = prepare.MaskSettings(
-        phase_filter=phase_filter, sigma=sigma, clahe=clahe, threshold=_number_or(threshold, "otsu"), classes=classes,
+        phase_filter=phase_filter, sigma=sigma, clahe=clahe, clip_limit=clip_limit,
+        threshold=_number_or(threshold, "otsu"), classes=classes,
         keep_classes=None if keep_classes is None else tuple(_whole(part) for part in keep_classes.split(",")),
-        invert=invert, region=None if region is None else _number_or(region, "circle"), centre_square=centre_square,
+        invert=invert, region=_region(region), centre_square=centre_square,
         erosion=erosion, dilation=dilation, opening=opening, closing=closing,
         fill=tuple(part.strip() for part in fill.split(",") if part.strip()), min_size=min_size,
     )  # fmt: skip
-    settings = prepare.MaskRun(source, how, kind, voxel_size, dataset, max_ram, report)
+    settings = prepare.MaskRun(source, how, _physics(phase_from), kind, voxel_size, dataset, max_ram, report)
     with show_progress() as progress:
         path = prepare.mask(settings, out, resume=resume, overwrite=overwrite, progress=progress)
     _say(path, out, report)
@@ -357,7 +368,7 @@ def run(
     )  # fmt: skip
     with show_progress() as progress:
         work.run(settings, out, resume=resume, overwrite=overwrite, progress=progress)
-    typer.echo(f"Objects: {out / 'objects.csv'}\nReport: {out / 'report.html'}")
+    typer.echo(f"Objects: {out / 'tables' / 'particles.csv'}\nReport: {out / 'report.html'}")
 
 
 @app.command(
@@ -389,6 +400,114 @@ def view(
     typer.echo(f"Written: {prepare.view(source, named, out, slices=wanted, truth=truth, voxel_size=voxel_size)}")
 
 
+@app.command(
+    epilog=examples(
+        "keras-microseg volume label mask.tif --out LABELS",
+        "keras-microseg volume label scan.zarr --threshold otsu --sigma 2 --min-size 100 --out LABELS --max-ram 4GB",
+        "keras-microseg volume label MAPS/foreground.zarr --method maps --distance MAPS/distance.zarr --out LABELS",
+        "keras-microseg volume label SLICES --method slices --max-gap 2 --out LABELS",
+    )
+)
+def label(
+    source: Source,
+    out: Out,
+    method: Annotated[
+        str,
+        typer.Option(help="separate (cut at necks), components, maps (of a network), slices (link labelled slices)."),
+    ] = "separate",
+    distance: Annotated[str | None, typer.Option(help="Distance map, for --method maps.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="Grey value, 'otsu' or 'kmeans'. Default: above 0 (masks); 0.5 for maps.")
+    ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Objects are darker than the threshold.")] = False,
+    sigma: Annotated[float, typer.Option(help="Smoothing of the distance map, voxels; an eighth of the radius.")] = 2.0,
+    merge_ratio: Annotated[float, typer.Option(help="Parts are joined when neck / narrower part exceeds it.")] = 0.8,
+    min_size: Annotated[int, typer.Option(help="Smaller parts go to their neighbour or vanish, voxels.")] = 0,
+    connectivity: Annotated[int, typer.Option(help="6 or 26 neighbours, for --method components.")] = 26,
+    halo: Annotated[int, typer.Option(help="Context of a block: more than the radius of the largest object.")] = 48,
+    min_iou: Annotated[float, typer.Option(help="Slices: IoU above which objects are one.")] = 0.2,
+    max_gap: Annotated[int, typer.Option(help="Slices: how many an object may miss.")] = 2,
+    min_slices: Annotated[int, typer.Option(help="Slices: shorter objects vanish.")] = 1,
+    kind: Kind = "zarr",
+    voxel_size: VoxelSize = None,
+    dataset: Dataset = None,
+    max_ram: MaxRam = "2GB",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Number the objects of a mask, grey volume or probability map, block by block. Needs no keras."""
+    from keras_microseg.segmentation.linking import LinkSettings
+    from keras_microseg.workflows import tomography_measure as work
+
+    level = threshold if threshold in (None, "otsu", "kmeans") else _number_or(threshold, "otsu")
+    settings = work.LabelRun(
+        source, method, distance, level, dark, sigma, merge_ratio, min_size, connectivity, halo,
+        LinkSettings(min_iou=min_iou, max_gap=max_gap, min_slices=min_slices), kind, voxel_size, dataset, max_ram,
+    )  # fmt: skip
+    with show_progress() as progress:
+        path = work.label(settings, out, resume=resume, overwrite=overwrite, progress=progress)
+    typer.echo(f"Written: {path}")
+
+
+@app.command(
+    epilog=examples(
+        "keras-microseg volume measure LABELS/labels.zarr --out TABLES --voxel-size 0.65um",
+        "keras-microseg volume measure LABELS/labels.zarr --intensity scan.zarr --structure --max-ram 8GB --out TABLES",
+    )
+)
+def measure(
+    source: Source,
+    out: Out,
+    intensity: Annotated[str | None, typer.Option(help="Grey volume of the same shape.")] = None,
+    particles: Annotated[bool, typer.Option("--particles/--no-particles", help="One row per object.")] = True,
+    phases: Annotated[
+        bool, typer.Option("--phases/--no-phases", help="Fraction, surface, connectivity, representative volume.")
+    ] = True,
+    structure: Annotated[
+        bool, typer.Option("--structure", help="Two-point function, local thickness: in memory.")
+    ] = False,
+    voxel_size: VoxelSize = None,
+    dataset: Dataset = None,
+    max_ram: MaxRam = "2GB",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure the objects and the phase of a label volume. Needs no keras."""
+    from keras_microseg.workflows import tomography_measure as work
+
+    settings = work.MeasureRun(
+        source, intensity, particles, phases, structure, None, voxel_size, dataset, max_ram
+    )  # fmt: skip
+    with show_progress() as progress:
+        facts = work.measure(settings, out, resume=resume, overwrite=overwrite, progress=progress)
+    if "particles" in facts:
+        typer.echo(f"{facts['particles']} particles")
+    if "fraction" in facts:
+        share = facts["fraction"]
+        typer.echo(f"Volume fraction {share['value']:.4f} [{share['low']:.4f}, {share['high']:.4f}]")
+    typer.echo(f"Tables: {out}")
+
+
+@app.command(epilog=examples("keras-microseg volume evaluate LABELS/labels.zarr truth.zarr --out scores.json"))
+def evaluate(
+    predicted: Annotated[str, typer.Argument(help="Label volume.")],
+    truth: Annotated[str, typer.Argument(help="True label volume.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the scores to this .json file.")] = None,
+    threshold: Annotated[float, typer.Option(help="IoU above which two objects are the same one.")] = 0.5,
+    min_size: Annotated[int, typer.Option(help="Ignore objects of fewer voxels.")] = 0,
+    max_ram: MaxRam = "8GB",
+) -> None:
+    """Score a label volume against the truth: voxels and objects. Needs no keras."""
+    from keras_microseg.workflows import tomography_measure as work
+
+    scores = work.evaluate(predicted, truth, out, threshold=threshold, min_size=min_size, max_ram=max_ram)
+    typer.echo(f"{scores.true_objects} true and {scores.found_objects} found objects")
+    for name, value in {**scores.objects, **{f"voxel {k}": v for k, v in scores.voxels.items()}}.items():
+        typer.echo(f"  {name}: {value:.4g}")
+    typer.echo(f"  average precision: {scores.average_precision:.4g}")
+    typer.echo(f"  split {scores.split}, merged {scores.merged}, missed {scores.missed}, spurious {scores.spurious}")
+
+
 def _say(path: Path, out: Path, report: bool) -> None:
     typer.echo(f"Written: {path}")
     if report:
@@ -403,6 +522,30 @@ def _number_or(text: str, word: str) -> str | float:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"write '{word}' or a number. Received: {text!r}") from None
+
+
+def _region(text: str | None) -> str | float | tuple[tuple[float, ...], ...] | None:
+    """'circle', a share, or corners of a polygon."""
+    if text is None or "," not in text:
+        return None if text is None else _number_or(text, "circle")
+    corners = tuple(_floats(part) for part in text.replace(";", " ").split())
+    if any(len(corner) != 2 for corner in corners):
+        raise typer.BadParameter(f"write corners as 'y,x y,x y,x'. Received: {text!r}", param_hint="--region")
+    return corners
+
+
+def _physics(text: str | None) -> tuple[float, ...] | None:
+    values = None if text is None else _floats(text)
+    if values is not None and len(values) != 3:
+        raise typer.BadParameter(f"write keV,metres,delta/beta. Received: {text!r}", param_hint="--phase-from")
+    return values
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"write numbers with commas. Received: {text!r}") from None
 
 
 def _whole(text: str) -> int:

@@ -17,7 +17,13 @@ from keras_microseg import __version__, io
 from keras_microseg.checks import UserError, check_choice, check_number, parse_bytes
 from keras_microseg.image import Image, PixelSize
 from keras_microseg.intensity import VolumeStatistics, volume_statistics
-from keras_microseg.segmentation.pseudo_labels import MaskSettings, check_finite_slices, make_mask, mask_slab
+from keras_microseg.segmentation.pseudo_labels import (
+    MaskSettings,
+    check_finite_slices,
+    make_mask,
+    mask_slab,
+    phase_filter_strength,
+)
 from keras_microseg.simulation.phantoms import PRESETS, PhantomSettings, plan_phantom
 from keras_microseg.tiling import slab_thickness, slabs
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, run_steps, write_json
@@ -69,12 +75,15 @@ class MaskRun:
     Attributes:
         source: the volume.
         mask: how.
+        phase_from: energy (keV), distance from sample to detector (m) and delta / beta, in place of
+            `mask.phase_filter`; the voxel size must be known.
         kind: of the output, see `StackSettings`.
         voxel_size, dataset, max_ram, report: see `StackSettings`.
     """
 
     source: str
     mask: MaskSettings = dataclasses.field(default_factory=MaskSettings)
+    phase_from: tuple[float, float, float] | None = None
     kind: str = "zarr"
     voxel_size: str | None = None
     dataset: str | None = None
@@ -174,8 +183,8 @@ def _copy(image: Image, target: Path, settings: StackSettings, folder: RunFolder
         image.shape, settings.max_ram, 2.5 * image.dtype.itemsize, multiple_of=io.volume_writer.CHUNKS[0]
     )
     with io.create_volume(
-        target, image.shape, image.dtype, chunks=_chunks(thickness), voxel_size=image.pixel_size, facts=facts,
-        key=_lasting(dataclasses.asdict(settings)), resume=True,
+        target, image.shape, image.dtype, chunks=_chunks(thickness, image.shape[0]), voxel_size=image.pixel_size,
+        facts=facts, key=_lasting(dataclasses.asdict(settings)), resume=True,
     ) as out:  # fmt: skip
         thickness = max(1, thickness // out.chunks[0]) * out.chunks[0]
         replaced = 0
@@ -214,6 +223,9 @@ def mask(
     The folder gets `mask.zarr` (0 and 255, or classes), `mask.json` with its provenance, and `report.html`.
     """
     source = _open(settings.source, settings)
+    how = settings.mask
+    if settings.phase_from is not None:
+        how = dataclasses.replace(how, phase_filter=_phase_strength(source, settings.phase_from))
     folder = RunFolder(out, settings, command="volume mask", resume=resume, overwrite=overwrite, progress=progress)
     target = folder.file(f"mask.{settings.kind}")
 
@@ -221,7 +233,7 @@ def mask(
         numbers = io.slice_numbers(source)
         check_finite_slices(source.data, numbers=numbers, max_ram=settings.max_ram)
         facts = {"source": settings.source, "slice_numbers": numbers.tolist()}
-        chunks = _chunks(mask_slab(source, settings.mask, settings.max_ram))
+        chunks = _chunks(mask_slab(source, how, settings.max_ram), source.shape[0])
         with io.create_volume(
             target, source.shape, np.uint8, chunks=chunks, voxel_size=source.pixel_size, facts=facts,
             key=_lasting(dataclasses.asdict(settings)), resume=True,
@@ -229,7 +241,7 @@ def mask(
             if writer.complete:
                 return
             found = make_mask(
-                source.data, writer, settings.mask, max_ram=settings.max_ram, scratch_dir=folder.path,
+                source.data, writer, how, max_ram=settings.max_ram, scratch_dir=folder.path,
                 progress=lambda done, total: _tell(folder, "mask", done, total, ""),
             )  # fmt: skip
             writer.add_facts({key: value for key, value in found.items() if key != "white_share"})
@@ -240,7 +252,7 @@ def mask(
         facts = io.open_volume(target).metadata.get("provenance", {})
         statistics = volume_statistics(source.data, max_ram=settings.max_ram)
         marks = {}
-        if not settings.mask.clahe and not settings.mask.sigma and not settings.mask.phase_filter:
+        if not how.clahe and not how.sigma and not how.phase_filter:
             marks = {f"threshold {i + 1}": value for i, value in enumerate(facts.get("thresholds", []))}
         share = volume_statistics(labels.data, max_ram=settings.max_ram)
         white = share.counts[1:].sum() / share.count
@@ -258,6 +270,16 @@ def mask(
 
     run_steps(folder, [Step("mask", run), *([Step("report", report)] if settings.report else [])])
     return target
+
+
+def _phase_strength(image: Image, physics: tuple[float, float, float]) -> float:
+    size = io.check_voxel_size(image)
+    if size is None or not size.is_square:
+        raise UserError(
+            f"{image.name}: the phase filter needs cubic voxels of known size. Pass the voxel size, such as 0.65um. "
+            f"Received: {size}"
+        )
+    return phase_filter_strength(*physics, voxel_size=size.to("m").size[0])
 
 
 def phantom(
@@ -427,10 +449,10 @@ def _lasting(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in ("max_ram", "report")}
 
 
-def _chunks(thickness: int) -> tuple[int, int, int]:
+def _chunks(thickness: int, length: int) -> tuple[int, int, int]:
     """Chunks no deeper than a slab, so that every chunk is written once."""
     deepest, *others = io.volume_writer.CHUNKS
-    return min(deepest, 2 ** int(np.log2(thickness))), *others
+    return deepest if thickness >= min(deepest, length) else 2 ** int(np.log2(thickness)), *others
 
 
 def _tell(folder: RunFolder, step: str, done: int, total: int, item: str) -> None:

@@ -107,6 +107,13 @@ def test_mask_keeps_its_provenance(tmp_path):
     )
     result = run("volume", "mask", path, "--out", tmp_path / "c", "--fill", "w")
     assert result.exit_code == 1 and "`fill` must be one of" in result.output
+    physics = ("--no-clahe", "--phase-from", "27.4,0.06,50", "--no-report", "--out", tmp_path / "p")
+    result = run("volume", "mask", path, *physics)
+    assert result.exit_code == 1 and "needs cubic voxels of known size" in result.output
+    result = run("volume", "mask", path, *physics, "-p", "0.65um", "--region", "2,2 2,30 30,2")
+    assert result.exit_code == 0, result.output
+    note = io.open_volume(tmp_path / "p" / "mask.zarr").metadata["provenance"]["settings"]
+    assert note["phase_filter"] == pytest.approx(25.57, rel=1e-3) and len(note["region"]) == 3
     settings = prepare.MaskRun(str(path), MaskSettings(), max_ram="1kB")
     with pytest.raises(UserError, match="max_ram"):
         prepare.mask(settings, tmp_path / "d")
