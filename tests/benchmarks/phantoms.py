@@ -1,6 +1,6 @@
 """Sphere phantoms of 5, 10, 20 and 30 %: the shipped network and the classical methods in one table.
 
-    python tests/benchmarks/phantoms.py                       # 112^3 voxels, spheres of 24, noise as in figures
+    python tests/benchmarks/phantoms.py                       # 112^3 voxels, spheres of 16, noise as in figures
     python tests/benchmarks/phantoms.py --size 256 --diameter 62 --method network
 
 Dice is that of filled spheres against the exact labels. Masks of the classical methods are filled (holes in 3D and in
@@ -41,7 +41,7 @@ def network_mask(volume: np.ndarray, options: argparse.Namespace) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         result = predict_volume(
             predictor, Image(volume, "ZYX"), folder, diameter=options.diameter, maps=["foreground"],
-            flips=options.flips, suffix=".npy",
+            flips=options.flips, halo=options.halo, suffix=".npy",
         )  # fmt: skip
         return np.asarray(io.open_volume(result.paths["foreground"]).data[...]) > 127
 
@@ -119,12 +119,13 @@ def whole(labels: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--diameter", type=float, default=24.0)
-    parser.add_argument("--fractions", default="0.05,0.1,0.2,0.3")
-    parser.add_argument("--looks", default="near,far", help=f"of {', '.join(PRESETS)}")
+    parser.add_argument("--diameter", type=float, default=16.0)
+    parser.add_argument("--fractions", default="0.3,0.2,0.1,0.05")
+    parser.add_argument("--looks", default="far,near", help=f"of {', '.join(PRESETS)}")
     parser.add_argument("--method", default="all", help=f"all, or some of {', '.join(METHODS)}")
     parser.add_argument("--model", default="spheres3d")
     parser.add_argument("--flips", type=int, default=0)
+    parser.add_argument("--halo", type=int, default=None, help="of the network's windows; default: the model's")
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args()
     names = list(METHODS) if options.method == "all" else options.method.split(",")
