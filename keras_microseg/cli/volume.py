@@ -421,7 +421,7 @@ def label(
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Objects are darker than the threshold.")] = False,
     sigma: Annotated[float, typer.Option(help="Smoothing of the distance map, voxels; an eighth of the radius.")] = 2.0,
-    merge_ratio: Annotated[float, typer.Option(help="Parts are joined when neck / narrower part exceeds it.")] = 0.8,
+    merge_ratio: Annotated[float, typer.Option(help="Parts are joined when neck / narrower part exceeds it.")] = 0.78,
     min_size: Annotated[int, typer.Option(help="Smaller parts go to their neighbour or vanish, voxels.")] = 0,
     connectivity: Annotated[int, typer.Option(help="6 or 26 neighbours, for --method components.")] = 26,
     halo: Annotated[int, typer.Option(help="Context of a block: more than the radius of the largest object.")] = 48,

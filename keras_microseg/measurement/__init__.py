@@ -8,7 +8,7 @@ from keras_microseg.measurement.distributions import (
     summarize_sizes,
 )
 from keras_microseg.measurement.lognormal import LognormalFit, fit_lognormal
-from keras_microseg.measurement.particles import combine_tables, convert_table, measure_particles
+from keras_microseg.measurement.particles import combine_tables, convert_table, label_particles, measure_particles
 from keras_microseg.measurement.quantities import QUANTITIES, describe_quantities
 from keras_microseg.measurement.shape import feret_diameters
 
@@ -21,6 +21,7 @@ __all__ = [
     "describe_quantities",
     "feret_diameters",
     "fit_lognormal",
+    "label_particles",
     "measure_particles",
     "miles_lantuejoul_weights",
     "particles_needed",

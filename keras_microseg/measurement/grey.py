@@ -9,12 +9,13 @@ from keras_microseg.segmentation.runs import expand, segment_reduce, segment_sum
 _NAMES = ("mean", "median", "min", "max", "std")
 
 
-def grey_statistics(values: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+def grey_statistics(values: np.ndarray, counts: np.ndarray, *, median: bool = True) -> dict[str, np.ndarray]:
     """Statistics of stretches of grey values.
 
     Args:
         values: (N,) real values, the stretches one after the other; non-finite ones are left out.
         counts: (n,) length >= 1 of each stretch.
+        median: compute it too; it costs more than all others together.
 
     Returns:
         "mean", "median", "min", "max", "std" (population), (n,) float64 each; NaN where no value is finite.
@@ -28,7 +29,7 @@ def grey_statistics(values: np.ndarray, counts: np.ndarray) -> dict[str, np.ndar
             kept = valid > 0
             result = {name: np.full(len(counts), np.nan) for name in _NAMES}
             if kept.any():
-                for name, numbers in grey_statistics(values[finite], valid[kept]).items():
+                for name, numbers in grey_statistics(values[finite], valid[kept], median=median).items():
                     result[name][kept] = numbers
             return result
     floats = values.astype(np.float64)
@@ -37,7 +38,7 @@ def grey_statistics(values: np.ndarray, counts: np.ndarray) -> dict[str, np.ndar
     np.square(floats, out=floats)
     return {
         "mean": mean,
-        "median": _medians(values, starts),
+        "median": _medians(values, starts) if median else np.full(len(counts), np.nan),
         "min": segment_reduce(np.minimum, values, starts).astype(np.float64),
         "max": segment_reduce(np.maximum, values, starts).astype(np.float64),
         "std": np.sqrt(segment_sum(floats, starts) / counts),

@@ -94,6 +94,8 @@ class ObjectMeasurer:
             return np.full(len(points), np.nan)
         return cKDTree(points).query(points, k=2)[0][:, 1]
 
+    needs_median = True
+
     @cached_property
     def intensity(self) -> dict[str, np.ndarray]:
         """Mean, median, least, greatest and standard deviation of the finite grey values; NaN where there is none."""
@@ -108,7 +110,8 @@ class ObjectMeasurer:
         for first, stop in object_chunks(pixels, _CHUNK_PIXELS):
             part = slice(runs.starts[first], runs.starts[stop])
             values = runs.values[expand(begin[part], lengths[part])]
-            for name, numbers in grey_statistics(values, self.pixel_count[first:stop]).items():
+            statistics = grey_statistics(values, self.pixel_count[first:stop], median=self.needs_median)
+            for name, numbers in statistics.items():
                 result[name][first:stop] = numbers
         return result
 

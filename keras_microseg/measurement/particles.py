@@ -13,7 +13,7 @@ import pandas as pd
 from keras_microseg.checks import UserError, standardize_tuple
 from keras_microseg.image import METRES, Image, PixelSize, normalize_unit
 from keras_microseg.measurement.objects import ObjectMeasurer
-from keras_microseg.measurement.quantities import describe_formulas, quantities_of, select_quantities
+from keras_microseg.measurement.quantities import Quantity, describe_formulas, quantities_of, select_quantities
 from keras_microseg.measurement.shape import (
     Calipers,
     Polygons,
@@ -24,7 +24,7 @@ from keras_microseg.measurement.shape import (
     polygon_perimeters,
 )
 from keras_microseg.measurement.solids import SOLID_FORMULAS, SolidMeasurer
-from keras_microseg.segmentation.runs import find_runs, segment_reduce
+from keras_microseg.segmentation.runs import LabelRuns, connect_runs, find_runs, paint_runs, segment_reduce
 
 
 def measure_particles(
@@ -76,16 +76,54 @@ def measure_particles(
     ndim = len(labels.shape)
     if ndim not in (2, 3):
         raise UserError(f"`labels` must be a 2-D label image or a 3-D label volume. Received: shape {labels.shape}")
-    origin = standardize_tuple((0,) * ndim if origin is None else origin, ndim, "origin", minimum=None)
-    size = edge_lengths(pixel_size, ndim)
     chosen = select_quantities(quantities, has_intensity=intensity is not None, ndim=ndim)
-
     needs_grey = any(quantity.kind == "grey" for quantity in chosen)
     runs = find_runs(labels, intensity if needs_grey else None)
+    return _measure(runs, labels, pixel_size, origin, chosen)
+
+
+def label_particles(
+    mask: np.ndarray,
+    *,
+    connectivity: int = 8,
+    intensity: np.ndarray | None = None,
+    pixel_size: PixelSize | None = None,
+    quantities: Iterable[str] | None = None,
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Number the connected components of a mask and measure them, in one reading of the mask.
+
+    Args:
+        mask: 2D or 3D, non-zero = object.
+        connectivity: 4 (shared edges; faces in 3D) or 8 (corners as well).
+        intensity, pixel_size, quantities: as for `measure_particles`.
+
+    Returns:
+        `(labels, table)`: int32 labels 1..n as `label_components` gives them, and the table of `measure_particles`.
+    """
+    mask = np.asarray(mask)
+    mask = np.ascontiguousarray(mask if mask.dtype == bool else mask != 0).view(np.uint8)
+    chosen = select_quantities(quantities, has_intensity=intensity is not None, ndim=mask.ndim)
+    needs_grey = any(quantity.kind == "grey" for quantity in chosen)
+    runs = connect_runs(find_runs(mask, intensity if needs_grey else None), connectivity)
+    labels = paint_runs(runs)
+    return labels, _measure(runs, labels, pixel_size, None, chosen)
+
+
+def _measure(
+    runs: LabelRuns,
+    labels: Any,
+    pixel_size: PixelSize | None,
+    origin: tuple[int, ...] | None,
+    chosen: list[Quantity],
+) -> pd.DataFrame:
+    ndim = len(runs.shape)
+    origin = standardize_tuple((0,) * ndim if origin is None else origin, ndim, "origin", minimum=None)
+    size = edge_lengths(pixel_size, ndim)
     if ndim == 2:
         formulas, measurer = FORMULAS, ParticleMeasurer(runs, size, origin)
     else:
         formulas, measurer = SOLID_FORMULAS, SolidMeasurer(runs, size, origin, labels)
+    measurer.needs_median = any(quantity.name == "intensity_median" for quantity in chosen)
     huge = len(runs.labels) and int(runs.labels[-1]) > np.iinfo(np.int64).max
     columns = {"label": runs.labels.astype(np.uint64 if huge else np.int64)}
     columns |= {quantity.name: formulas[quantity.name](measurer) for quantity in chosen}
@@ -104,7 +142,7 @@ def measure_particles(
 
 
 def edge_lengths(pixel_size: PixelSize | None, ndim: int) -> tuple[float, ...]:
-    """(s_y, s_x) or (s_z, s_y, s_x); 1 pixel when unknown."""
+    """(s_y, s_x) or (s_z, s_y, s_x); 1 pixel when unknown; `UserError` when the number of axes does not fit."""
     if pixel_size is None:
         return (1.0,) * ndim
     if not isinstance(pixel_size, PixelSize):

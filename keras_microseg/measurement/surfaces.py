@@ -22,6 +22,7 @@ from scipy.spatial import SphericalVoronoi
 from skimage import measure
 
 _SLAB_VOXELS = 1 << 22
+_FEW_OBJECTS = 5000  # whose configurations are counted, not summed one by one
 _CORNERS = tuple(itertools.product((0, 1), repeat=3))  # (z, y, x); bit k of a configuration is corner k
 
 
@@ -128,10 +129,16 @@ def surface_sums(labels: Any, ids: np.ndarray, size: tuple[float, float, float])
     tables = marching_cubes_areas(size), crofton_areas(size), euler_numbers()
     totals = np.zeros((3, n + 1))
     lookup = index_table(ids)
+    counts = np.zeros((n + 1) * 256, np.int64) if n < _FEW_OBJECTS else None
     for _, slab in label_slabs(labels, lookup, ids, 1, 0):
         for owner, code in configurations(slab):
+            if counts is not None:
+                counts += np.bincount(owner * 256 + code, minlength=len(counts))
+                continue
             for total, table in zip(totals, tables, strict=True):
                 total += np.bincount(owner, weights=table[code], minlength=n + 1)
+    if counts is not None:
+        totals = np.stack(tables) @ counts.reshape(-1, 256).T
     return SurfaceSums(totals[0, 1:], totals[1, 1:], np.rint(totals[2, 1:] / 8).astype(np.int64))
 
 
@@ -160,18 +167,28 @@ def configurations(slab: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     base = z * plane + y * width + x
     flat = slab.ravel()
     corners = [flat[base + (dz * plane + dy * width + dx)] for dz, dy, dx in _CORNERS]
+    code, number = np.zeros(len(base), np.uint8), np.zeros(len(base), np.int32)
+    owner, total = np.zeros(len(base), np.int32), np.zeros(len(base), np.int64)
+    for k, own in enumerate(corners):
+        inside = (own != 0).view(np.uint8)
+        code |= inside << np.uint8(k)
+        number += inside
+        total += own
+        np.maximum(owner, own, out=owner)
+    single = total == owner.astype(np.int64) * number
+    yield owner[single], code[single]
+    rest = np.flatnonzero(~single)  # cells where objects meet
+    if not len(rest):
+        return
+    corners = [own[rest] for own in corners]
     for k, own in enumerate(corners):
         fresh = own != 0
         for earlier in corners[:k]:
             fresh &= earlier != own
-        chosen = np.flatnonzero(fresh)
-        if not len(chosen):
-            continue
-        owner = own[chosen]
-        code = np.full(len(chosen), 1 << k, np.uint8)
+        code = np.full(len(own), 1 << k, np.uint8)
         for later in range(k + 1, 8):
-            code |= (corners[later][chosen] == owner).astype(np.uint8) << np.uint8(later)
-        yield owner, code
+            code |= (corners[later] == own).view(np.uint8) << np.uint8(later)
+        yield own[fresh], code[fresh]
 
 
 class SphereFits(NamedTuple):

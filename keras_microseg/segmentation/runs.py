@@ -150,7 +150,9 @@ def meeting_runs(
     pitch = runs.shape[-1] + 2  # longer than a line, so that runs of different lines never seem to meet
     strides = [int(np.prod([n + 2 for n in lead[axis + 1 :]])) * pitch for axis in range(len(lead))]
     position = np.unravel_index(runs.line, lead)
-    base = sum(p.astype(np.int64) * stride for p, stride in zip(position, strides, strict=True))
+    small = pitch * int(np.prod([n + 2 for n in lead])) < np.iinfo(np.int32).max  # half the memory to search
+    key = np.int32 if small else np.int64
+    base = sum(p.astype(key) * key(stride) for p, stride in zip(position, strides, strict=True))
     begin, end = base + runs.x0, base + runs.x1
     beside = np.flatnonzero(end[:-1] == begin[1:])
     yield beside, beside + 1
@@ -158,7 +160,7 @@ def meeting_runs(
     for step in itertools.product((-1, 0, 1), repeat=len(lead)):
         if step <= (0,) * len(lead) or (connectivity == 4 and np.abs(step).sum() > 1):
             continue
-        shift = int(np.dot(step, strides))
+        shift = key(np.dot(step, strides))
         for start in range(0, len(begin), limit):
             part = slice(start, start + limit)
             first = np.searchsorted(end, begin[part] + shift, side=sides[0])
@@ -231,10 +233,11 @@ def find_runs(labels: Any, intensity: Any = None) -> LabelRuns:
         is_object = ids != 0
         begin, stop = edges[is_object], edges[1:][is_object[:-1]]
         line, x0 = np.divmod(begin, width + 1)
+        if intensity is not None:
+            pixels = expand(line * width + x0, stop - begin)
+            values.append(np.asarray(intensity[top : top + rows]).ravel()[pixels])
         line += top * lines
         parts.append((ids[is_object], line.astype(np.int32), x0.astype(np.int32), (stop - begin).astype(np.int32)))
-        if intensity is not None:
-            values.append(np.asarray(intensity[top : top + rows])[strip != 0])
     if not parts:
         parts = [(np.zeros(0, dtype), *(np.zeros(0, np.int32),) * 3)]
     ids, line, x0, length = (np.concatenate(part) for part in zip(*parts, strict=True))

@@ -43,7 +43,7 @@ class SeparationSettings:
     """
 
     sigma: float = 2.0
-    merge_ratio: float = 0.8
+    merge_ratio: float = 0.78
     min_size: int = 0
     spacing: tuple[float, ...] | None = None
 

@@ -9,7 +9,13 @@ from skimage import measure
 
 from keras_microseg.checks import UserError
 from keras_microseg.image import Image, PixelSize
-from keras_microseg.measurement import convert_table, describe_quantities, measure_particles, size_distribution
+from keras_microseg.measurement import (
+    convert_table,
+    describe_quantities,
+    label_particles,
+    measure_particles,
+    size_distribution,
+)
 from keras_microseg.measurement.quantities import SOLID_QUANTITIES
 from keras_microseg.measurement.solids import SOLID_FORMULAS
 from keras_microseg.segmentation.labeling import label_components
@@ -192,3 +198,13 @@ def test_refusals():
         measure_particles(Image(solid, "ZYX", metadata={"pixel_size_yx": {"size": (1, 1), "unit": "um"}}))
     with pytest.raises(UserError, match="Unknown quantities"):
         measure_particles(solid, quantities=["circularity"])
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.parametrize("shape", [(24, 30, 28), (40, 50)])
+def test_labelling_and_measuring_in_one_go(connectivity, shape):
+    mask = blobs(1, shape, 1.0)
+    grey = np.random.default_rng(0).random(shape)
+    labels, table = label_particles(mask, connectivity=connectivity, intensity=grey)
+    assert np.array_equal(labels, label_components(mask, connectivity))
+    assert table.equals(measure_particles(labels, intensity=grey))
