@@ -180,7 +180,7 @@ def _copy(image: Image, target: Path, settings: StackSettings, folder: RunFolder
         "version": f"keras_microseg {__version__}",
     }  # fmt: skip
     thickness = slab_thickness(
-        image.shape, settings.max_ram, 2.5 * image.dtype.itemsize, multiple_of=io.volume_writer.CHUNKS[0]
+        image.shape, settings.max_ram, 5 * image.dtype.itemsize, multiple_of=io.volume_writer.CHUNKS[0]
     )
     with io.create_volume(
         target, image.shape, image.dtype, chunks=_chunks(thickness, image.shape[0]), voxel_size=image.pixel_size,

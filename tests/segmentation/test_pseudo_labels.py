@@ -1,5 +1,8 @@
 """Automatic masks: the published procedure exactly, in any number of slabs; options with known answers."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -18,6 +21,7 @@ from keras_microseg.segmentation.pseudo_labels import (
 )
 from keras_microseg.simulation import PhantomSettings, make_phantom
 
+DATA = Path(os.environ.get("MICROSEG_DATA", Path(__file__).parents[2] / "../shared/data")) / "xct_volumes"
 PLAIN = {"clahe": False, "invert": "never"}
 
 
@@ -200,3 +204,15 @@ def test_bad_input():
         clahe_otsu(volume)
     with pytest.raises(UserError, match="max_ram"):
         run(spheres().volume, max_ram=1000)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="MICROSEG_DATA/xct_volumes is not there")
+def test_real_scans_give_their_published_numbers():
+    fibres = io.open_volume(DATA / "fiberform/100_fiberform.tif").data
+    share = [(run(fibres, "5MB", threshold=level)[0] > 0).mean() for level in (89, "otsu")]
+    assert share[0] == 0.16714 and round(share[1], 3) == 0.154
+    strut = io.open_volume(DATA / "am_strut_90deg")
+    mask, facts = run(strut.data, fill=("z",), min_size=5000)
+    diameters = 2 * np.sqrt((mask > 0).sum(axis=(1, 2)) / np.pi) * strut.pixel_size.to("um").size[0]
+    assert facts["thresholds"] == [78.0]
+    assert diameters.mean() == pytest.approx(616.8, abs=0.1) and diameters.std() == pytest.approx(4.4, abs=0.1)
