@@ -55,6 +55,10 @@ Published = Annotated[
     bool, typer.Option("--published", help="Exactly as published: hard votes, first frame of a pair, nothing removed.")
 ]
 Flips = Annotated[int, typer.Option(help="Average over 4 mirror images, or 8 with turns: slower, steadier.")]
+Follow = Annotated[
+    bool,
+    typer.Option("--follow/--keep-all", help="Drop pieces that lie where the filament was not in the frame before."),
+]
 Partners = Annotated[int | None, typer.Option(help="Partners of each frame in an ensemble. Default: all.")]
 
 
@@ -107,6 +111,7 @@ def predict(
     published: Published = False,
     flips: Flips = 1,
     partners: Partners = None,
+    follow: Follow = True,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write probability maps.")] = False,
     name: Names = None,
     pixel_size: PixelSizeOption = None,
@@ -123,6 +128,7 @@ def predict(
     settings = filament_change.FilamentSettings(
         tuple(map(str, videos)), tuple(name or ()), model, mode=_mode(mode, votes, published, flips, partners),
         probabilities=probabilities, video=video_options(pixel_size, frame_rate, zero_frame, "black", False),
+        follow=follow and not published,
     )  # fmt: skip
     with show_progress() as progress:
         folder = filament_change.run(
@@ -152,6 +158,7 @@ def run(
     published: Published = False,
     flips: Flips = 1,
     partners: Partners = None,
+    follow: Follow = True,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write probability maps.")] = False,
     name: Names = None,
     length: Length = None,
@@ -173,6 +180,7 @@ def run(
         None if data is None else str(data), preset, _mode(mode, votes, published, flips, partners), probabilities,
         video_options(pixel_size, frame_rate, zero_frame, "black", False),
         {"length": parse_length(length), "length_method": length_method, "monotone": monotone},
+        follow=follow and not published,
     )  # fmt: skip
     with show_progress() as progress:
         folder = filament_change.run(settings, out, resume=resume, overwrite=overwrite, progress=progress)

@@ -17,6 +17,7 @@ import numpy as np
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_choice
 from keras_microseg.io.frames import FrameSeries, write_masks, write_members
+from keras_microseg.measurement.tracking import drop_pieces
 from keras_microseg.workflows import filament_train
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, file_hash, read_json, run_steps
 
@@ -39,6 +40,8 @@ class FilamentSettings:
         probabilities: also write the probability maps (`probabilities/NAME.npz`).
         video: further arguments of `open_series` (pixel_size, frame_rate, zero_frame, fill).
         measure: fields of the settings of `filament_measure`.
+        follow: drop pieces of the masks that lie where the filament was not in the frame before (the reaction only
+            removes carbon); see `measurement.tracking`. The published masks are without.
         model_sha256: of `model`, filled in by `run`.
     """
 
@@ -51,6 +54,7 @@ class FilamentSettings:
     probabilities: bool = False
     video: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     measure: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    follow: bool = True
     model_sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -184,6 +188,8 @@ def _predict(folder: RunFolder) -> None:
                 folder.progress("predict", list(videos).index(name), len(videos), f"{name}: pair {done} of {total}")
 
         found = predict_series(predictor[0], series, mode, progress=report)
+        if settings.follow:
+            found = _followed(found)
         files = []
         for task, masks in found.masks.items():
             for file in series.files:
@@ -208,6 +214,15 @@ def _predict(folder: RunFolder) -> None:
         return facts, files
 
     folder.for_each("predict", {name: Path(series.path or name) for name, series in videos.items()}, work)
+
+
+def _followed(found: Any) -> Any:
+    """The prediction without pieces that cannot belong to the filament; areas of members lose the same share."""
+    masks, areas = drop_pieces(found.masks), {}
+    for task, table in found.member_areas.items():
+        before, after = (np.count_nonzero(one[task], axis=(1, 2)) for one in (found.masks, masks))
+        areas[task] = table * (after / np.maximum(before, 1))[:, None]
+    return dataclasses.replace(found, masks=masks, member_areas=areas)
 
 
 def read_model_facts(folder: RunFolder) -> dict[str, Any]:
