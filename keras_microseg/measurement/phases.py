@@ -27,7 +27,7 @@ from keras_microseg.measurement.particles import edge_lengths
 from keras_microseg.measurement.surfaces import configurations, crofton_areas, marching_cubes_areas
 from keras_microseg.segmentation.runs import connect_runs, find_runs
 
-_SLAB_VOXELS = 1 << 22
+_SLAB_VOXELS = 1 << 20
 
 
 class Fraction(NamedTuple):

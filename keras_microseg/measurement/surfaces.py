@@ -21,7 +21,7 @@ import numpy as np
 from scipy.spatial import SphericalVoronoi
 from skimage import measure
 
-_SLAB_VOXELS = 1 << 22
+_SLAB_VOXELS = 1 << 20
 _FEW_OBJECTS = 5000  # whose configurations are counted, not summed one by one
 _CORNERS = tuple(itertools.product((0, 1), repeat=3))  # (z, y, x); bit k of a configuration is corner k
 
@@ -101,7 +101,10 @@ def label_slabs(labels: Any, lookup: np.ndarray | None, ids: np.ndarray, before:
         stop = min(top + planes, depth + (1 if before else 0))
         first, last = max(top - before, 0), min(stop + after, depth)
         part = np.asarray(labels[first:last])
-        index = lookup[part] if lookup is not None else np.where(part != 0, np.searchsorted(ids, part) + 1, 0)
+        if len(ids) == 0 or int(ids[-1]) == len(ids):  # labels 1..n are their own index
+            index = part
+        else:
+            index = lookup[part] if lookup is not None else np.where(part != 0, np.searchsorted(ids, part) + 1, 0)
         yield (
             top,
             np.pad(index.astype(np.int32, copy=False), [(before - (top - first), stop + after - last), (1, 1), (1, 1)]),

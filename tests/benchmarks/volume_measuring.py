@@ -89,6 +89,11 @@ def run(edge: int, repeats: int) -> None:
         lambda: mesh_areas(mask), repeats,
     )  # fmt: skip
     np.testing.assert_allclose(table.surface_area, areas, rtol=1e-4)
+    everything = (*names, "surface_area", "sphericity")
+    compare(
+        "all of these in one table", edge, lambda: label_particles(mask, intensity=grey, quantities=everything),
+        lambda: (theirs_table(mask, grey, THEIRS), mesh_areas(mask)), repeats,
+    )  # fmt: skip
 
 
 def main() -> None:
