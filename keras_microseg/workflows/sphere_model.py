@@ -104,7 +104,7 @@ def train_spheres(out: str | os.PathLike, *, resume: bool = False, **settings: A
         "diameter": {"typical": 16.0, "minimum": low, "maximum": high},
         "multiple_of": list(total_stride(PRESETS["default"]["pools"])),
         "halo": [HALO] * 3,
-        "decode": {"seed_threshold": 0.6, "boundary_weight": 0.0},
+        "decode": {"threshold": 0.4, "seed_threshold": 0.6, "boundary_weight": 0.0},
         "training": plain(chosen),
         "made": {**run_facts(), "at": now()},
         "licence": "Apache-2.0; no image of anybody was used for training",

@@ -36,7 +36,7 @@ class TomographySettings:
         mask: how the automatic mask is made.
         train: changes to `TrainVolumeSettings`, such as `{"epochs": 10}`.
         predict: changes to `PredictVolumeSettings`, such as `{"flips": 4}`.
-        threshold: probability above which a voxel belongs to an object, 0..1.
+        threshold: probability above which a voxel belongs to an object, 0..1; None = the model's.
         separate: cut touching objects apart; False keeps what touches as one object.
         min_size: smaller objects are left out, voxels; None = 5 % of a sphere of `diameter`.
         voxel_size, dataset, max_ram: see `StackSettings`.
@@ -50,7 +50,7 @@ class TomographySettings:
     mask: MaskSettings = dataclasses.field(default_factory=MaskSettings)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
     predict: dict[str, Any] = dataclasses.field(default_factory=dict)
-    threshold: float = 0.5
+    threshold: float | None = None
     separate: bool = True
     min_size: int | None = None
     voxel_size: str | None = None
@@ -58,7 +58,8 @@ class TomographySettings:
     max_ram: str = dataclasses.field(default="2GB", **_HOW)
 
     def __post_init__(self) -> None:
-        check_number("threshold", self.threshold, minimum=0, maximum=1)
+        if self.threshold is not None:
+            check_number("threshold", self.threshold, minimum=0, maximum=1)
         if self.diameter is not None:
             check_number("diameter", self.diameter, minimum=0, exclusive=True)
         if self.labels is not None and self.model != "train":
@@ -145,12 +146,14 @@ def _predict(folder: RunFolder) -> None:
 def _label(folder: RunFolder) -> None:
     asked = folder.settings
     maps = next((folder.path / "maps").glob("foreground.*"))
+    prediction = read_json(folder.path / "maps" / "prediction.json")
+    threshold = prediction["threshold"] if asked.threshold is None else asked.threshold
     full = 255 if io.open_volume(maps).dtype == np.uint8 else 1
     diameter = asked.diameter or 16.0
     least = asked.min_size if asked.min_size is not None else int(0.05 * np.pi / 6 * diameter**3)
     sigma = max(0.5, diameter / 16)  # an eighth of the radius
     settings = tomography_measure.LabelRun(
-        str(maps), "separate" if asked.separate else "components", threshold=asked.threshold * full, sigma=sigma,
+        str(maps), "separate" if asked.separate else "components", threshold=threshold * full, sigma=sigma,
         min_size=least, halo=int(np.ceil(0.75 * diameter + 4 * sigma)), **_common(folder),
     )  # fmt: skip
     tomography_measure.label(settings, folder.path / "labels", **_options(folder))

@@ -138,6 +138,7 @@ def predict(
         facts = {
             "volume": settings.volume, "model": predictor.source, "name": predictor.card.get("name"),
             "normalization": result.normalizer.to_dict(), "scale": result.scale, "tile": result.tile,
+            "threshold": predictor.card.get("decode", {}).get("threshold", 0.5),
             "blend": result.blend, "maps": {name: path.name for name, path in result.paths.items()}, "classes": classes,
         }  # fmt: skip
         write_json(folder.file("prediction.json"), facts)
