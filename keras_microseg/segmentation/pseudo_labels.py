@@ -197,7 +197,7 @@ def make_mask(
 
 def mask_slab(source: Any, settings: MaskSettings, max_ram: str | int, *, multiple_of: int = 1) -> int:
     """Planes of a volume that `make_mask` writes at once."""
-    per_voxel = np.dtype(source.dtype).itemsize + 6
+    per_voxel = 3 * np.dtype(source.dtype).itemsize + 8  # stored pieces and slab; planes, mask and its copies
     return slab_thickness(source.shape, max_ram, per_voxel, halo=settings.halo, multiple_of=multiple_of)
 
 
@@ -276,7 +276,7 @@ class _Classes:
         self._clahe: Clahe | None = None
         self._table: np.ndarray | None = None
         if settings.clahe:
-            planes = slab_thickness(source.shape, max_ram, np.dtype(source.dtype).itemsize + 1)
+            planes = slab_thickness(source.shape, max_ram, 3 * np.dtype(source.dtype).itemsize + 2)
             self._clahe = Clahe(
                 source, statistics, kernel_size=settings.kernel_size, clip_limit=settings.clip_limit, planes=planes
             )
