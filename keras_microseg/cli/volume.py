@@ -339,7 +339,9 @@ def run(
     ] = None,
     labels_are: Annotated[str, typer.Option(help="instances or mask.")] = "mask",
     diameter: Annotated[float | None, typer.Option(help="Typical diameter of the objects, voxels.")] = None,
-    threshold: Annotated[float, typer.Option(help="Probability above which a voxel belongs to an object.")] = 0.5,
+    threshold: Annotated[
+        float | None, typer.Option(help="Probability above which a voxel belongs to an object. Default: the model's.")
+    ] = None,
     separate: Annotated[bool, typer.Option("--separate/--joined", help="Cut touching objects apart.")] = True,
     min_size: Annotated[int | None, typer.Option(help="Smallest object, voxels. Default: by --diameter.")] = None,
     phase_filter: Annotated[float | None, typer.Option(help="Of the automatic mask, see volume mask.")] = None,
