@@ -6,6 +6,7 @@ from keras_microseg.simulation.particles import SHAPES, Shapes, draw_shapes, sha
 from keras_microseg.simulation.phantoms import Phantom, PhantomPlan, PhantomSettings, make_phantom, plan_phantom
 from keras_microseg.simulation.placement import Layout, PlacementSettings, Raster, lognormal_diameters, place, rasterize
 from keras_microseg.simulation.render import PRESETS, Micrograph, simulate_micrograph
+from keras_microseg.simulation.rocks import Rock, RockSettings
 
 __all__ = [
     "PRESETS",
@@ -20,6 +21,8 @@ __all__ = [
     "Particles",
     "PlacementSettings",
     "Raster",
+    "Rock",
+    "RockSettings",
     "Shapes",
     "SimulatedMask",
     "clean_outlines",
