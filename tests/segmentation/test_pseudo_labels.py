@@ -185,10 +185,10 @@ def test_interrupted_mask_goes_on(tmp_path):
         return io.create_volume(tmp_path / "m.zarr", volume.shape, np.uint8, chunks=(4, 48, 48), resume=True, key=1)
 
     with pytest.raises(KeyboardInterrupt), begin() as out:
-        make_mask(volume, out, settings, max_ram=80_000, progress=stop)
+        make_mask(volume, out, settings, max_ram=140_000, progress=stop)
     with begin() as out:
         assert out.is_done("slab 0:4")
-        facts = make_mask(volume, out, settings, max_ram=80_000)
+        facts = make_mask(volume, out, settings, max_ram=140_000)
     assert 3 in facts["inverted_slices"]
     wanted = np.zeros(volume.shape, np.uint8)
     make_mask(volume, wanted, settings)
