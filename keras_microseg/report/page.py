@@ -146,7 +146,11 @@ def write_page(
         warnings=warnings,
         failures=failures,
         sections=[
-            {"id": f"part-{i}", "title": s.title, "blocks": [Markup(_block(b, f"p{i}-{j}")) for j, b in enumerate(s.blocks)]}
+            {
+                "id": f"part-{i}",
+                "title": s.title,
+                "blocks": [Markup(_block(b, f"p{i}-{j}")) for j, b in enumerate(s.blocks)],
+            }
             for i, s in enumerate(sections)
         ],
         scripts=[Markup(f"(() => {{\n{script}\n}})();") for script in scripts],
