@@ -419,7 +419,8 @@ def label(
     ] = "separate",
     distance: Annotated[str | None, typer.Option(help="Distance map, for --method maps.")] = None,
     threshold: Annotated[
-        str | None, typer.Option(help="Grey value, 'otsu' or 'kmeans'. Default: above 0 (masks); 0.5 for maps.")
+        str | None,
+        typer.Option(help="Grey value, 'otsu', 'halfway', 'kmeans'. Default: 0, or 0.5 for maps."),
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Objects are darker than the threshold.")] = False,
     sigma: Annotated[float, typer.Option(help="Smoothing of the distance map, voxels; an eighth of the radius.")] = 2.0,
@@ -441,7 +442,7 @@ def label(
     from keras_microseg.segmentation.linking import LinkSettings
     from keras_microseg.workflows import tomography_measure as work
 
-    level = threshold if threshold in (None, "otsu", "kmeans") else _number_or(threshold, "otsu")
+    level = threshold if threshold in (None, "otsu", "halfway", "kmeans") else _number_or(threshold, "otsu")
     settings = work.LabelRun(
         source, method, distance, level, dark, sigma, merge_ratio, min_size, connectivity, halo,
         LinkSettings(min_iou=min_iou, max_gap=max_gap, min_slices=min_slices), kind, voxel_size, dataset, max_ram,

@@ -178,6 +178,20 @@ def fit_multi_otsu(volume: Any, num_classes: int = 2, *, max_ram: str | int = "2
     return Thresholds(tuple(float(value) for value in values))
 
 
+def fit_halfway(volume: Any, *, max_ram: str | int = "256MB") -> Thresholds:
+    """Threshold half way between the peaks of the histogram below and above Otsu's (ISO 50 of dimensional XCT).
+
+    A blurred edge crosses that grey value where the surface is, whatever the shares of the phases; Otsu's threshold is
+    pulled towards the larger phase, which moves every surface.
+    """
+    statistics = volume_statistics(volume, max_ram=max_ram)
+    level = statistics.otsu()
+    counts, centres = statistics.grouped(256)
+    counts = ndimage.gaussian_filter1d(counts.astype(np.float64), 2.0, mode="constant")
+    peaks = [float(centres[side][counts[side].argmax()]) for side in (centres <= level, centres > level) if side.any()]
+    return Thresholds((sum(peaks) / len(peaks),) if peaks else (level,))
+
+
 @dataclasses.dataclass(frozen=True)
 class PixelForest:
     """Random forest on voxel features.

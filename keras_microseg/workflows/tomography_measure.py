@@ -28,7 +28,7 @@ from keras_microseg.segmentation.linking import LinkSettings, apply_links, link_
 from keras_microseg.segmentation.pseudo_labels import check_finite_slices
 from keras_microseg.segmentation.separation import SeparationSettings, separate_blocks
 from keras_microseg.segmentation.stitching import label_blocks
-from keras_microseg.segmentation.voxel_classes import classify_volume, fit_kmeans
+from keras_microseg.segmentation.voxel_classes import classify_volume, fit_halfway, fit_kmeans
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, plain, run_steps, write_json
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ class LabelRun:
         method: "separate" cuts touching objects at their necks, "components" does not, "maps" decodes the maps of a
             network (foreground and distance), "slices" links labels that count anew in every slice.
         distance: distance map beside the foreground map; for "maps".
-        threshold: grey value or probability above which a voxel is object; "otsu"; "kmeans" (two classes); None = 0 for
-            masks (at most two values), half of the range for uint8 maps of the method "maps".
+        threshold: grey value or probability above which a voxel is object; "otsu"; "halfway" between the two peaks of
+            the histogram; "kmeans" (two classes); None = 0, or probability 0.5 for the method "maps".
         dark: objects are darker than the threshold.
         sigma, merge_ratio, min_size: see `SeparationSettings`.
         connectivity: 6 or 26 neighbours, for "components".
@@ -81,7 +81,7 @@ class LabelRun:
         check_choice("kind", self.kind, KINDS)
         check_number("halo", self.halo, minimum=0, integer=True)
         if isinstance(self.threshold, str):
-            check_choice("threshold", self.threshold, ("otsu", "kmeans"))
+            check_choice("threshold", self.threshold, ("otsu", "halfway", "kmeans"))
         if self.method == "maps" and self.distance is None:
             raise UserError("Decoding maps needs the distance map as well. Pass `distance`.")
         SeparationSettings(self.sigma, self.merge_ratio, self.min_size)
@@ -141,7 +141,7 @@ def label(
 
     def run(folder: RunFolder) -> None:
         if source.dtype.kind == "f":
-            check_finite_slices(source, numbers=io.slice_numbers(source).tolist())
+            check_finite_slices(source.data, numbers=io.slice_numbers(source).tolist())
         facts = {"command": "volume label", "settings": plain(settings), "version": f"keras_microseg {__version__}"}
         with io.create_volume(
             target, source.shape, np.uint32, voxel_size=source.pixel_size, facts=facts, key=plain(settings)
@@ -204,6 +204,8 @@ def object_mask(source: Image, settings: LabelRun, folder: RunFolder) -> Any:
     else:
         if threshold == "otsu":
             threshold = volume_statistics(source.data, max_ram="256MB").otsu()
+        elif threshold == "halfway":
+            threshold = fit_halfway(source.data).values[0]
         mask = ThresholdView(source.data, 0.0 if threshold is None else threshold)
     return _Inverted(mask) if settings.dark else mask
 

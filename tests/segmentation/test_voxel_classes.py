@@ -10,6 +10,7 @@ from keras_microseg.segmentation.depth_maps import GradientEnergy, cumulative_de
 from keras_microseg.segmentation.pixel_forest import fit_forest
 from keras_microseg.segmentation.voxel_classes import (
     classify_volume,
+    fit_halfway,
     fit_kmeans,
     fit_multi_otsu,
     fit_pixel_forest,
@@ -111,3 +112,12 @@ def test_nan_volumes_are_refused_or_skipped():
 def test_unknown_feature():
     with pytest.raises(UserError, match="features"):
         voxel_features(np.zeros((2, 2, 2)), ["colour"])
+
+
+def test_halfway_finds_the_level_of_the_edge():
+    ball = sum((g - 19.5) ** 2 for g in np.meshgrid(*[np.arange(40)] * 3, indexing="ij")) <= 10**2
+    grey = ndimage.gaussian_filter(np.where(ball, 0.8, 0.2), 1.5)
+    grey += np.random.default_rng(0).normal(0, 0.01, grey.shape)
+    level = fit_halfway(grey).values[0]
+    assert level == pytest.approx(0.5, abs=0.02)
+    assert fit_halfway(grey)(grey).sum() == pytest.approx(ball.sum(), rel=0.08)  # blur shrinks what is convex
