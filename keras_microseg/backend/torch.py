@@ -66,6 +66,7 @@ def input_gradient(fn: Callable, x: Any) -> torch.Tensor:
 
 def compile_step(fn: Callable, variables: Sequence, *, gradients: bool = True) -> Callable:
     """`fn` on tensors, its outputs cut off from the graph; see `keras_microseg.backend`."""
+    _arrange_kernels(variables)
 
     def step(*arrays: Any) -> Any:
         with torch.set_grad_enabled(gradients):
@@ -163,6 +164,22 @@ def _forward(model: keras.Model) -> Callable[[torch.Tensor], Any]:
         return values[id(result)]
 
     return forward
+
+
+def _arrange_kernels(variables: Sequence) -> None:
+    """Keep kernels, and the optimizer's copies of their shape, in the memory order that convolutions want.
+
+    Keras' (*size, in, out) becomes (out, in, *size) by a view; were its memory not ordered for that, every call would
+    copy the kernel, which costs as much as the convolution where maps are small and channels are many.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for variable in variables:
+        tensor = variable.value
+        if tensor.ndim in formats and tensor.is_floating_point():
+            size = range(tensor.ndim - 2)
+            first = tensor.data.permute(tensor.ndim - 1, tensor.ndim - 2, *size)
+            arranged = first.contiguous(memory_format=formats[tensor.ndim])
+            tensor.data = arranged.permute(*(2 + i for i in size), 1, 0)
 
 
 def _tensor(value: Any) -> Any:
