@@ -363,6 +363,8 @@ def jax_twin():
 def tensorflow_twin():
     import tensorflow as tf
 
+    tf.random.set_seed(0)  # dropout, where `train_adversarial` asks for repeatable kernels
+
     class TensorFlowTwin(Twin):
         def prepare(self, networks):
             self.p = {n: [tf.Variable(v) for v in values(network)] for n, network in networks.items()}
