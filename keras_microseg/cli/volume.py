@@ -349,6 +349,8 @@ def run(
     patch: Annotated[str, typer.Option(help="Training patches, like 32x64x64.")] = "64",
     epochs: Annotated[int, typer.Option(help="Of the training.")] = 30,
     steps: Annotated[int, typer.Option(help="Batches per epoch of the training.")] = 50,
+    validation: Annotated[float, typer.Option(help="Share of the slices for validation; 0 = none.")] = 0.2,
+    gap: Annotated[int | None, typer.Option(help="Slices between both parts. Default: the receptive field.")] = None,
     flips: Annotated[int, typer.Option(help="Copies to average over: 0, 4, 8 or 16.")] = 0,
     voxel_size: VoxelSize = None,
     dataset: Dataset = None,
@@ -365,7 +367,8 @@ def run(
     holes = tuple(part.strip() for part in fill.split(",") if part.strip())
     settings = work.TomographySettings(
         source, model, labels, labels_are, diameter, MaskSettings(phase_filter=phase_filter, fill=holes),
-        {"patch": _shape(patch), "epochs": epochs, "steps_per_epoch": steps}, {"flips": flips}, threshold, separate,
+        {"patch": _shape(patch), "epochs": epochs, "steps_per_epoch": steps, "validation": validation, "gap": gap},
+        {"flips": flips}, threshold, separate,
         min_size, voxel_size, dataset, max_ram,
     )  # fmt: skip
     with show_progress() as progress:

@@ -94,7 +94,7 @@ def split_slices(
     if depth < block + gap + least:
         raise UserError(
             f"The volume has {depth} slices; training and validation need {block + gap + least} "
-            f"({least} each at least, and a gap of {gap}). Use a thinner patch, a smaller gap, or share=0."
+            f"({least} each at least, and a gap of {gap}). Use a thinner patch, a smaller gap, or no validation (0)."
         )
     starts = [z for z in range(depth - block + 1) if max(z, depth - block - z) - gap >= least]
     start = starts[int(np.random.default_rng(seed).integers(len(starts)))]

