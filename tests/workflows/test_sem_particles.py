@@ -54,10 +54,11 @@ def test_from_images_and_outlines_to_particles(inputs, tmp_path):
 @pytest.mark.slow
 def test_killed_in_every_step_it_ends_the_same(inputs, tmp_path):
     whole = small_sem_run.run(inputs, tmp_path / "whole")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, small_sem_run.__file__, str(inputs), str(tmp_path / "killed")]
     for step in ("look", "outlines", "simulate", "translate", "pairs", "train", "segment"):
-        code = subprocess.run([*command, step], env=os.environ, check=False, capture_output=True).returncode
-        assert code == -9, step
+        ended = subprocess.run([*command, step], env=environment, check=False, capture_output=True, text=True)
+        assert ended.returncode == -9, f"{step}: {ended.stderr[-2000:]}"
     resumed = small_sem_run.run(inputs, tmp_path / "killed", resume=True)
     for a, b in zip(weights(whole.model_path), weights(resumed.model_path), strict=True):
         np.testing.assert_array_equal(a, b)
