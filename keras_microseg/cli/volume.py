@@ -271,6 +271,15 @@ def train(
     typer.echo(", ".join(f"{name} {value:.4f}" for name, value in trained.scores.items()))
 
 
+@app.command(name="train-spheres", epilog=examples("keras-microseg volume train-spheres --out MODEL"))
+def train_spheres(out: Out, backend: Backend = None, resume: Resume = False) -> None:
+    """Train the shipped model of spheres anew, on simulated phantoms (about 10 minutes on a CPU core)."""
+    use_backend(backend)
+    from keras_microseg.workflows import sphere_model
+
+    typer.echo(f"Model: {sphere_model.train_spheres(out, resume=resume)}")
+
+
 @app.command(
     epilog=examples(
         "keras-microseg volume predict VOLUME --out MAPS --diameter 62",

@@ -1,6 +1,8 @@
 """The path through a volume: train, predict, label, measure; resumed runs, sparse labels, 2.5D, clear errors."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,3 +167,14 @@ def test_command_line(data, tmp_path):
     assert done.exit_code == 0, done.output
     missing = runner.invoke(app, ["volume", "predict", str(data / "none.tif"), "--out", str(tmp_path / "maps")])
     assert missing.exit_code == 1 and "none.tif" in missing.output
+
+
+def test_start_script_reads_old_and_new_names():
+    path = Path(__file__).parents[2] / "notebooks" / "StartTomography.py"
+    script = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("start", path))
+    spec.loader.exec_module(script)
+    options = script.read_options(["input_image=a.tif", "input_mask=b.tif", "chunk_size=16", "EPOCHS=3"])
+    assert (options["SOURCE"], options["LABELS"], options["MODEL"]) == ("a.tif", "b.tif", "train")
+    assert options["PATCH"] == (16, 64, 64) and options["EPOCHS"] == 3
+    with pytest.raises(UserError, match="Unknown option 'RESIZE'"):
+        script.read_options(["RESIZE=2"])
