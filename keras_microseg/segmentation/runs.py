@@ -137,7 +137,7 @@ class LabelRuns:
 
 
 def meeting_runs(
-    runs: LabelRuns, connectivity: int = 8, limit: int = _RUNS_AT_ONCE
+    runs: LabelRuns, connectivity: int = 8, limit: int = 1 << 13
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs of runs that touch: `(first, second)` indices in image order, piece by piece.
 
@@ -163,8 +163,11 @@ def meeting_runs(
         shift = key(np.dot(step, strides))
         for start in range(0, len(begin), limit):
             part = slice(start, start + limit)
-            first = np.searchsorted(end, begin[part] + shift, side=sides[0])
-            last = np.searchsorted(begin, end[part] + shift, side=sides[1])
+            # only a short stretch can meet these runs, and a search in it stays in the cache
+            low = int(np.searchsorted(end, begin[start] + shift))
+            high = int(np.searchsorted(begin, end[part][-1] + shift, side="right"))
+            first = low + np.searchsorted(end[low:high], begin[part] + shift, side=sides[0])
+            last = low + np.searchsorted(begin[low:high], end[part] + shift, side=sides[1])
             lengths = np.maximum(last - first, 0)
             yield np.repeat(np.arange(start, start + len(first)), lengths), expand(first, lengths)
 
@@ -177,7 +180,7 @@ def connect_runs(runs: LabelRuns, connectivity: int = 4) -> LabelRuns:
         connectivity: 4 (shared faces) or 8 (edges and corners too).
     """
     check_choice("connectivity", connectivity, (4, 8))
-    pairs = [np.stack(pair).astype(np.int32) for pair in meeting_runs(runs, connectivity, 1 << 20)]
+    pairs = [np.stack(pair).astype(np.int32) for pair in meeting_runs(runs, connectivity)]
     first, second = np.concatenate(pairs, axis=1)
     graph = sparse.coo_array((np.ones(len(first), bool), (first, second)), shape=(len(runs.line),) * 2)
     count, owner = csgraph.connected_components(graph, directed=False)
