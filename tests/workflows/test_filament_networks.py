@@ -185,3 +185,20 @@ def test_faults_are_named(data, model, tmp_path):
     runner = CliRunner()
     wrong = runner.invoke(app, ["filament", "train", str(data), "--out", str(tmp_path / "e"), "--set", "epochs"])
     assert wrong.exit_code != 0 and "name=value" in wrong.output
+
+
+def test_options_of_the_command_line():
+    from keras_microseg.cli import filament_networks as commands
+
+    settings = commands._settings(
+        "cpu",
+        ["x", "y"],
+        None,
+        None,
+        ["epochs=3", "kind=frame_unet", "network.tasks=A2", "optimizer.learning_rate=1e-4"],
+    )
+    assert settings.train == ("x", "y") and settings.epochs == 3 and settings.kind == "frame_unet"
+    assert settings.network["tasks"] == ("A2",) and settings.optimizer["learning_rate"] == 1e-4
+    assert commands._range("a", "1e-4:1e-2:log") == {"low": 1e-4, "high": 1e-2, "log": True, "integer": False}
+    assert commands._range("a", "4:9")["integer"] and commands._range("a", "4,8,x") == {"values": (4, 8, "x")}
+    assert commands._mode("backward", "soft", True, 1, None)["votes"] == "hard"
