@@ -535,7 +535,7 @@ class _Run:
             scale = self.scales[phase.name]
             own = [v for name in groups for v in self.optimizers[name].variables + self.averages.get(name, [])]
             changed = [v for v in trained + state + own if v.name != "seed_generator_state"]
-            before = [ops.copy(variable) for variable in changed]
+            before = [ops.copy(ops.convert_to_tensor(variable)) for variable in changed]
 
             def loss_fn() -> tuple:
                 loss, logs, *outputs = phase.loss(*arrays)
@@ -545,7 +545,7 @@ class _Run:
             gradients, is_finite = scale.unscale(gradients)
             update(gradients)
             for variable, value in zip(changed, before, strict=True):
-                variable.assign(ops.where(is_finite, variable, value))
+                variable.assign(ops.where(is_finite, ops.convert_to_tensor(variable), value))
             logs[f"{phase.name}_loss_scale"] = scale.factor * 1.0
             scale.update(is_finite)
             return logs, (outputs[0] if outputs else {})

@@ -74,6 +74,6 @@ class LossScale:
     def update(self, is_finite: Any) -> None:
         good = ops.where(is_finite, self.good_steps + 1.0, 0.0)
         grows = good >= self.GROWTH
-        factor = ops.where(is_finite, ops.where(grows, self.factor * 2.0, self.factor), self.factor / 2.0)
-        self.factor.assign(ops.clip(factor, 1.0, 2.0**126))
+        change = ops.where(is_finite, ops.where(grows, 2.0, 1.0), 0.5)
+        self.factor.assign(ops.clip(self.factor * change, 1.0, 2.0**126))
         self.good_steps.assign(ops.where(grows, 0.0, good))
