@@ -177,6 +177,8 @@ def write_tiff(
     array = array.astype(np.float32) if array.dtype == np.float16 else array
     if array.dtype.kind not in "uif":
         raise UserError(f"{path.name}: TIFF cannot hold the data type {array.dtype}.")
+    if axes == "ZYX" and array.shape[0] == 1 and not is_lazy:
+        array, axes = array[0], "YX"  # readers take a stack of one slice, one pixel wide, for something else
     is_rgb = axes.endswith("YXC") and array.shape[-1] in (3, 4) and array.dtype.kind == "u"
     header: dict[str, Any] = {}
     resolution = None
