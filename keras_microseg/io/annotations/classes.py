@@ -130,7 +130,7 @@ def find_class_list(paths: Iterable[str | os.PathLike], *, background: Colour = 
     """
     found: set[Colour] = set()
     for path in paths:
-        colours, _ = _colours_of(path)
+        colours, _ = colours_of(path)
         found |= {tuple(int(v) for v in colour) for colour in colours} - {tuple(background)}
         if len(found) > _MOST_CLASSES:
             raise FileError(
@@ -159,7 +159,7 @@ def read_class_image(path: str | os.PathLike, classes: ClassList) -> np.ndarray:
     Raises:
         FileError: colours that are not in the list; the message names them, how often they occur, and what is near.
     """
-    colours, numbers = _colours_of(path)
+    colours, numbers = colours_of(path)
     listed = {classes.background: 0, **{colour: k for k, colour in enumerate(classes.colours, start=1)}}
     table = np.array([listed.get(tuple(int(v) for v in colour), -1) for colour in colours], np.int32)
     unknown = np.flatnonzero(table < 0)
@@ -177,7 +177,7 @@ def read_class_image(path: str | os.PathLike, classes: ClassList) -> np.ndarray:
     return table[numbers]
 
 
-def _colours_of(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+def colours_of(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3) distinct colours of an image, and (H, W) the index of each pixel's colour."""
     image = open_image(path)
     if "T" in image.axes or "Z" in image.axes:
