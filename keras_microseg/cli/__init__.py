@@ -13,6 +13,7 @@ import typer
 
 from keras_microseg import __version__
 from keras_microseg.cli import classify, commands, filament, filament_networks, sem, sem_parts, volume
+from keras_microseg.cli.annotations import app as annotations_app
 from keras_microseg.cli.shared import Group
 
 app = typer.Typer(
@@ -53,3 +54,4 @@ app.add_typer(filament.app, name="filament")
 app.add_typer(sem.app, name="sem")
 app.add_typer(volume.app, name="volume")
 app.add_typer(classify.app, name="classify")
+app.add_typer(annotations_app, name="annotations")

@@ -35,7 +35,7 @@ from keras_microseg.io.annotations.splits import (
     split_blocks,
     split_images,
 )
-from keras_microseg.io.annotations.validation import check_annotations
+from keras_microseg.io.annotations.validation import check_annotations, drop_unusable
 from keras_microseg.io.annotations.via import read_via
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "colour_text",
     "cut_blocks",
     "draw_regions",
+    "drop_unusable",
     "fill_rings",
     "find_class_list",
     "find_leaks",

@@ -65,6 +65,7 @@ def read_annotations(
     format: str | None = None,
     images: str | os.PathLike | Iterable[str | os.PathLike] | None = None,
     category: str | None = None,
+    drop_absent: bool = False,
 ) -> Annotations:
     """Read annotations of any format.
 
@@ -74,6 +75,7 @@ def read_annotations(
         images: folder, files or pattern of the annotated images: sizes and full names are taken from them, and images
             that are listed but absent are noted.
         category: for VIA: the region attribute that names the class.
+        drop_absent: leave out what is not among `images`.
 
     Returns:
         All that could be read; `problems` lists the rest by file, image and object.
@@ -86,7 +88,7 @@ def read_annotations(
         found = via.read(path, category=category)
     else:
         found = {"coco": coco, "labelme": labelme, "imagej": imagej, "labels": labels}[format].read(path)
-    return found if images is None else match_images(found, images)
+    return found if images is None else match_images(found, images, drop_absent=drop_absent)
 
 
 def write_annotations(path: str | os.PathLike, annotations: Annotations, format: str) -> None:
@@ -116,7 +118,7 @@ def match_images(
     Args:
         annotations: what was read.
         images: folder, files or pattern of images.
-        drop_absent: leave out what has no image; the problems list it either way.
+        drop_absent: leave out what has no image; the problems list it as a note, else as an error.
     """
     files = find_images(images)
     by_name = {file.name: file for file in files}
@@ -128,7 +130,8 @@ def match_images(
         alike = by_stem.get(image.name, []) or by_stem.get(Path(image.name).stem, [])
         file = by_name.get(image.name) or (alike[0] if len(alike) == 1 else None)
         if file is None:
-            problems.append(Problem(source, image.name, "", "absent image", "is listed, but is not among the images."))
+            message = "is listed, but is not among the images."
+            problems.append(Problem(source, image.name, "", "absent image", message, not drop_absent))
             if not drop_absent:
                 matched.append(image)
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from keras_microseg.io.annotations.records import AnnotatedImage, Annotations, Problem, Region
 
 _PAIRS = 2**22
+_UNUSABLE = ("zero area", "too few points", "outside", "size differs")
 
 
 def check_annotations(annotations: Annotations, *, categories: Collection[str] | None = None) -> tuple[Problem, ...]:
@@ -47,6 +49,15 @@ def check_annotations(annotations: Annotations, *, categories: Collection[str] |
             elif not region.category and allowed:
                 found.append(Problem(*where, item, "no category", "has no category.", is_error=False))
     return tuple(found)
+
+
+def drop_unusable(annotations: Annotations) -> Annotations:
+    """Annotations without the objects of which no pixel can be drawn; `check_annotations` names them."""
+    images = []
+    for image in annotations.images:
+        good = (r for r in image.regions if not any(kind in _UNUSABLE for kind, _, _ in _region_problems(r, image)))
+        images.append(dataclasses.replace(image, regions=tuple(good)))
+    return dataclasses.replace(annotations, images=tuple(images))
 
 
 def _region_problems(region: Region, image: AnnotatedImage) -> Iterator[tuple[str, str, bool]]:
