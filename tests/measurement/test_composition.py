@@ -1,0 +1,93 @@
+"""Composition of rocks: known answers, coverage of the intervals, correction by the confusion matrix."""
+
+import numpy as np
+import pytest
+
+from keras_microseg.checks import UserError
+from keras_microseg.image import PixelSize
+from keras_microseg.measurement.composition import (
+    association_matrix,
+    block_counts,
+    chord_lengths,
+    compare_shares,
+    correct_shares,
+    mass_shares,
+    modal_composition,
+    porosity,
+)
+from keras_microseg.simulation.rocks import MINERALS, Rock, RockSettings
+
+NAMES = MINERALS[1:]
+
+
+def test_counts_of_blocks():
+    classes = np.random.default_rng(0).integers(0, 5, (33, 47))
+    counts = block_counts(classes, 4, 10)
+    assert counts.shape == (4 * 5, 4)
+    np.testing.assert_array_equal(counts.sum(axis=0), np.bincount(classes.ravel())[:4])
+    np.testing.assert_array_equal(counts[6], np.bincount(classes[10:20, 10:20].ravel(), minlength=5)[:4])
+
+
+def test_intervals_cover_the_truth():
+    covered = []
+    for seed in range(40):
+        settings = RockSettings((240, 240), seed, grain_size=8, disc=0)
+        counts = block_counts(Rock(settings).classes[...].astype(int) - 1, 6, 40)
+        table = modal_composition(counts, NAMES, confidence=0.9, num_draws=300).table
+        covered.append((table["low"] <= settings.abundances) & (settings.abundances <= table["high"]))
+    # 200 intervals of common classes, neighbours in a row correlated; rare accessories have skewed draws
+    assert 0.84 <= np.mean(np.array(covered)[:, :5]) <= 0.97
+    assert np.mean(np.array(covered)[:, 5]) > 0.7
+
+
+def test_confusion_is_undone():
+    truth = np.array([0.1, 0.6, 0.3])
+    rates = np.array([[0.8, 0.2, 0.0], [0.05, 0.85, 0.1], [0.0, 0.1, 0.9]])
+    np.testing.assert_allclose(correct_shares(truth @ rates, rates * 1000), truth, atol=1e-6)
+    rng = np.random.default_rng(1)
+    counts = rng.multinomial(500, truth @ rates, 50)
+    regions = np.stack([[rng.multinomial(200, row) for row in rates] for _ in range(12)])
+    for confusion in (regions, regions.sum(axis=0)):
+        table = modal_composition(counts, "abc", confusion=confusion, num_draws=200).table
+        assert ((table["low"] <= truth) & (truth <= table["high"])).all()
+        assert abs(table["share"] - truth).max() < 0.02 < abs(table["raw"] - truth).max()
+
+
+def test_porosity_mass_and_comparison():
+    counts = np.tile([20, 60, 20], (10, 1))
+    found = modal_composition(counts, ("pore", "quartz", "clay"), num_draws=50)
+    assert porosity(found, ["pore"]) == pytest.approx((0.2, 0.2, 0.2))
+    assert porosity(found, ["pore"], {"clay": 0.5})[0] == pytest.approx(0.3)
+    mass = mass_shares(found, {"quartz": 2.65, "clay": 2.6})
+    np.testing.assert_allclose(mass["mass"], [0, 0.6 * 2.65 / 2.11, 0.2 * 2.6 / 2.11])
+    table = compare_shares(found, {"pore": 0.18, "quartz": 0.6})
+    np.testing.assert_allclose(table["points"], [2, 0], atol=1e-9)
+    assert table["inside"].tolist() == [False, True]
+
+
+def test_contacts_and_chords_of_rectangles():
+    classes = np.zeros((12, 20), int)
+    classes[2:6, 3:13] = 1
+    classes[6:8, 3:13] = 2
+    size = PixelSize((2.0, 3.0), "um")
+    table = association_matrix(classes, "abc", pixel_size=size)
+    assert table.loc["b", "c"] == table.loc["c", "b"] == pytest.approx(10 * 3 * np.pi / 4)
+    assert table.loc["a", "b"] == pytest.approx((10 * 3 + 2 * 4 * 2) * np.pi / 4)
+    assert table.loc["a", "a"] == 0
+    np.testing.assert_allclose(chord_lengths(classes == 1, pixel_size=size), [30] * 4)
+    np.testing.assert_allclose(chord_lengths(classes == 1, axis=0, pixel_size=size), [8] * 10)
+    assert len(chord_lengths(classes == 0, axis=0)) == 0
+
+
+def test_bad_input():
+    good = np.tile([1, 2], (4, 1))
+    for call, message in (
+        (lambda: modal_composition(good, "abc"), "column per class"),
+        (lambda: modal_composition(good[:1], "ab"), "two blocks"),
+        (lambda: modal_composition(good, "ab", confusion=np.ones((3, 3))), "confusion"),
+        (lambda: modal_composition(good, "ab", confusion=np.array([[1, 1], [0, 0]])), "without validation pixels: b"),
+        (lambda: porosity(modal_composition(good, "ab"), ["gold"]), "No such class: gold"),
+        (lambda: mass_shares(modal_composition(good, "ab"), {}), "density"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
