@@ -2,6 +2,7 @@
 
     python tests/run_all.py                     everything
     python tests/run_all.py --only jax          one part: arrays, jax, torch, tensorflow or lint
+    python tests/run_all.py --workers 1         in one process (default: one per core, at most four)
     python tests/run_all.py -- -x -k report     arguments after -- go to pytest
 
 The last line sums up all parts, as in `931 passed, 0 failed, 12 skipped`; the exit code is 0 only without failures.
@@ -29,8 +30,8 @@ LINT = (
 )
 
 
-def run_pytest(part: str, extra: list[str]) -> dict[str, int]:
-    """One pytest run in a process of its own; returns counts of outcomes."""
+def run_pytest(part: str, extra: list[str], workers: int) -> dict[str, int]:
+    """One pytest run in processes of its own; returns counts of outcomes."""
     environment = {**os.environ, "PYTHONUTF8": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     if part == "arrays":
@@ -43,6 +44,8 @@ def run_pytest(part: str, extra: list[str]) -> dict[str, int]:
         command = [sys.executable, "-m", "pytest", f"--junitxml={report}"]
         if part != "arrays":  # the array half does not depend on the backend
             command += ["-m", "network and not slow and not gpu"]
+        if workers > 1 and importlib.util.find_spec("xdist") is not None:
+            command += ["-n", str(workers), "--dist", "loadfile"]  # files stay whole: their fixtures are made once
         command += extra
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         counts = read_counts(report)
@@ -88,6 +91,7 @@ def run_lint() -> dict[str, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, action="append", help="run this part only; may be repeated")
+    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 4), help="test processes")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     arguments = parser.parse_args()
     parts = arguments.only or list(PARTS)
@@ -101,7 +105,7 @@ def main() -> int:
             print(f"{part} is not installed: skipped")
             counts = {"passed": 0, "failed": int(bool(arguments.only)), "skipped": 1}
         else:
-            counts = run_pytest(part, arguments.pytest)
+            counts = run_pytest(part, arguments.pytest, arguments.workers)
         results[part] = counts, time.monotonic() - start
     total = {key: sum(counts[key] for counts, _ in results.values()) for key in ("passed", "failed", "skipped")}
     if not total["passed"]:
