@@ -301,6 +301,9 @@ def test_absent_images_and_other_sizes(tmp_path):
     write_annotations(tmp_path / "a.json", sample(), "coco")
     found = read_annotations(tmp_path / "a.json", images=tmp_path)
     assert kinds(found) == ["size differs", "absent image", "no objects"]
+    fewer = read_annotations(tmp_path / "a.json", images=tmp_path, drop_absent=True)
+    assert [image.name for image in fewer.images] == ["scan.tif"]
+    assert [(p.kind, p.is_error) for p in fewer.problems] == [("size differs", True), ("absent image", False)]
     write_annotations(tmp_path / "via.json", sample(), "via")
     with pytest.raises(UserError, match=r"scan\.tif: its size is not known"):
         write_annotations(tmp_path / "b.json", read_annotations(tmp_path / "via.json"), "coco")

@@ -77,7 +77,11 @@ def read(path: str | os.PathLike) -> Annotations:
 
 
 def write(folder: str | os.PathLike, annotations: Annotations) -> None:
-    """Write a set of regions (`.zip`) per image into a folder; planes of one volume share a set."""
+    """Write a set of regions (`.zip`) per image into a folder; planes of one volume share a set.
+
+    ImageJ leaves out pixels that only touch the outline, so objects of VIA and labelme lose about half a pixel all
+    around; convert them to label images first to keep every pixel.
+    """
     sets: dict[str, list[AnnotatedImage]] = {}
     for image in annotations.images:
         sets.setdefault(Path(image.name).stem if image.plane else file_stem(image), []).append(image)
