@@ -21,8 +21,8 @@ from keras_microseg.workflows import filament_change
 OPTIONS = {
     "VIDEOS": "Videos",  # a folder per video (frames in img/), a stack, or a video file
     "NAMES": (),  # only these videos, for example ("201", "203")
-    "MODEL": "default",  # model.keras of an earlier training; "default": that of the package
-    "DATA": None,  # labelled videos (img/, area1/, area2/) to train a network on instead
+    "MODEL": None,  # model.keras of an earlier training
+    "DATA": None,  # labelled videos (img/, area1/, area2/) to train a network on, when there is none
     "PRESET": "cpu",  # of the training: "cpu" (small), "gpu", "paper" (as published)
     "MODE": "ensemble",  # partner of a frame: "ensemble", "backward", "forward", "consecutive"
     "FLIPS": 1,  # 8: average over mirrored and turned frames; slower
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     settings = filament_change.FilamentSettings(
         (str(options["VIDEOS"]),),
         options["NAMES"],
-        None if options["DATA"] else str(options["MODEL"]),
+        None if options["MODEL"] is None else str(options["MODEL"]),
         None if options["DATA"] is None else str(options["DATA"]),
         options["PRESET"],
         {"mode": options["MODE"], "flips": options["FLIPS"]},

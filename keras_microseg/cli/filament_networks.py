@@ -45,7 +45,7 @@ Change = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="A .keras file of `filament train`. Default: --data, else that of the package."),
+    typer.Option("--model", "-m", help="A .keras file of `filament train`."),
 ]
 Mode = Annotated[
     str, typer.Option(help="Partner of a frame: 'ensemble' of all frames, 'backward' (last), 'forward', 'consecutive'.")
@@ -105,7 +105,7 @@ def train(
 def predict(
     videos: Videos,
     out: Out,
-    model: Model = "default",
+    model: Model = None,
     mode: Mode = "ensemble",
     votes: Votes = "soft",
     published: Published = False,
@@ -143,7 +143,7 @@ def predict(
 
 @app.command(
     epilog=examples(
-        "keras-microseg filament run DATA --name 201 --name 203 --out RESULT",
+        "keras-microseg filament run DATA --name 201 --name 203 --model MODEL/model.keras --out RESULT",
         "keras-microseg filament run NEW_VIDEOS --data LABELLED --out RESULT",
     )
 )
@@ -176,7 +176,7 @@ def run(
     from keras_microseg.workflows import filament_change
 
     settings = filament_change.FilamentSettings(
-        tuple(map(str, videos)), tuple(name or ()), model or (None if data else "default"),
+        tuple(map(str, videos)), tuple(name or ()), model,
         None if data is None else str(data), preset, _mode(mode, votes, published, flips, partners), probabilities,
         video_options(pixel_size, frame_rate, zero_frame, "black", False),
         {"length": parse_length(length), "length_method": length_method, "monotone": monotone},

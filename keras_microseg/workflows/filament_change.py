@@ -22,7 +22,6 @@ from keras_microseg.workflows import filament_train
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, file_hash, read_json, run_steps
 
 TRAINING = "training"
-DEFAULT = "default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class FilamentSettings:
         videos: folders, stacks or video files, or one folder that holds a folder per video; see
             `io.frame_layouts.open_series`.
         names: which of them; empty = all.
-        model: a file of `filament train`; "default" is the one in the package; None = train first, on `data`.
+        model: a file of `filament train`; None = train first, on `data`.
         data: labelled videos to train on when `model` is None.
         preset: of that training, see `filament_train.PRESETS`.
         mode: fields of `inference.change.ModeSettings`.
@@ -47,7 +46,7 @@ class FilamentSettings:
 
     videos: tuple[str, ...]
     names: tuple[str, ...] = ()
-    model: str | None = DEFAULT
+    model: str | None = None
     data: str | None = None
     preset: str = "cpu"
     mode: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -63,8 +62,8 @@ class FilamentSettings:
         check_choice("preset", self.preset, filament_train.PRESETS)
         if self.model is None and self.data is None:
             raise UserError(
-                "Neither a model nor labelled videos to train one were given. Pass model=FILE (of filament train), "
-                'model="default", or data=FOLDER.'
+                "Neither a model nor labelled videos to train one were given. Pass model=FILE (of `filament train`) or "
+                "data=FOLDER (videos with masks; some ten minutes on two cores)."
             )
 
 
@@ -95,7 +94,7 @@ def run(
 
     backend.select()
     if settings.model is not None:
-        settings = dataclasses.replace(settings, model_sha256=_hash(model_path(settings)))
+        settings = dataclasses.replace(settings, model_sha256=_hash(Path(settings.model)))
     command = "filament run" if measure else "filament predict"
     folder = RunFolder(out, settings, command=command, resume=resume, overwrite=overwrite, progress=progress)
     steps = [Step("prepare", _prepare, always=True)]
@@ -107,13 +106,6 @@ def run(
 
         steps += filament_measure.steps_after_masks(settings)
     return run_steps(folder, steps)
-
-
-def model_path(settings: FilamentSettings) -> Path:
-    """The model file that the settings name; that of the package for "default"."""
-    if settings.model == DEFAULT:
-        return Path(__file__).parents[1] / "models" / "weights" / "filament.keras"
-    return Path(str(settings.model))
 
 
 def open_videos(settings: FilamentSettings) -> dict[str, FrameSeries]:
@@ -174,7 +166,7 @@ def _predict(folder: RunFolder) -> None:
 
     settings, videos = folder.settings, open_videos(folder.settings)
     mode = ModeSettings(**settings.mode)
-    path = folder.path / TRAINING / filament_train.MODEL if settings.model is None else model_path(settings)
+    path = folder.path / TRAINING / filament_train.MODEL if settings.model is None else Path(settings.model)
     device = backend.configure_device()
     predictor: list[Any] = []  # opened for the first video that needs it
 
