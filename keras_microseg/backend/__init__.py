@@ -27,6 +27,9 @@ The port:
     `compile_predict(model) -> predict`
         `predict(array)`: NumPy in, NumPy out, one compiled inference call per input shape (keep to one or two shapes).
         The current weights are used, also after further training.
+    `make_forward(model) -> forward`
+        `forward(tensor, training=bool)`, the outputs of a functional model, for use inside a step. On PyTorch each
+        feature map is let go after its last use, where Keras keeps all of them until the call ends.
     `get_random_state() -> uint8 array`, `set_random_state(seed or array)`
         Random state outside of variables: on PyTorch, layers without a seed of their own (dropout) draw from its global
         generators. Empty elsewhere.
@@ -69,6 +72,7 @@ _PORT = (
     "fused_batch_norm",
     "get_random_state",
     "input_gradient",
+    "make_forward",
     "set_random_state",
     "upsample_nearest",
     "value_and_grad",

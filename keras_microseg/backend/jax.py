@@ -156,6 +156,11 @@ def compile_predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     return predict
 
 
+def make_forward(model: keras.Model) -> Callable[..., Any]:
+    """`model` as it is; see `keras_microseg.backend`."""
+    return lambda x, *, training: model(x, training=training)
+
+
 def get_random_state() -> np.ndarray:
     """Nothing: Keras keeps all random state in variables here; see `keras_microseg.backend`."""
     return np.zeros(0, np.uint8)

@@ -77,11 +77,11 @@ def compile_step(fn: Callable, variables: Sequence, *, gradients: bool = True) -
 
 def compile_predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """NumPy-to-NumPy inference without a graph; see `keras_microseg.backend`."""
-    forward = _forward(model)
+    forward = make_forward(model)
 
     def predict(array: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            outputs = forward(keras.ops.convert_to_tensor(array))
+            outputs = forward(keras.ops.convert_to_tensor(array), training=False)
         return keras.tree.map_structure(lambda tensor: tensor.cpu().numpy(), outputs)
 
     return predict
@@ -131,37 +131,38 @@ def upsample_nearest(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(x.movedim(-1, 1), scale_factor=factors, mode="nearest").movedim(1, -1)
 
 
-def _forward(model: keras.Model) -> Callable[[torch.Tensor], Any]:
-    """`model(x, training=False)` that frees each feature map after its last use; Keras keeps all of them to the end.
+def make_forward(model: keras.Model) -> Callable[..., Any]:
+    """`model` that frees each feature map after its last use; see `keras_microseg.backend`.
 
-    For functional models of one input and one output; others run as Keras does.
+    Keras keeps all of them to the end of the call. For functional models of one input; others run as Keras does.
     """
     nodes = getattr(model, "_nodes_by_depth", None)
-    ends = [keras.tree.flatten(getattr(model, name, None)) for name in ("_inputs_struct", "_outputs_struct")]
-    is_plain = all(not isinstance(getattr(model, name, None), dict) for name in ("_inputs_struct", "_outputs_struct"))
-    if nodes is None or not is_plain or [len(end) for end in ends] != [1, 1]:
-        return lambda x: model(x, training=False)
-    (source,), (result,) = ends
-    plan, known, last_use = [], {id(source)}, {id(result): -1}
+    inputs, outputs = (getattr(model, name, None) for name in ("_inputs_struct", "_outputs_struct"))
+    sources, results = keras.tree.flatten(inputs), keras.tree.flatten(outputs)
+    adds_loss = any(getattr(layer, "activity_regularizer", None) is not None for layer in model._flatten_layers())
+    if nodes is None or isinstance(inputs, dict) or len(sources) != 1 or adds_loss:
+        return lambda x, *, training: model(x, training=training)
+    (source,), kept = sources, {id(tensor) for tensor in results}
+    plan, known, last_use = [], {id(source)}, {}
     for node in (node for depth in sorted(nodes, reverse=True) for node in nodes[depth]):
         if node.operation and not node.is_input and all(id(tensor) in known for tensor in node.input_tensors):
-            last_use.update({id(tensor): len(plan) for tensor in node.input_tensors if tensor is not result})
+            last_use.update({id(tensor): len(plan) for tensor in node.input_tensors if id(tensor) not in kept})
             known.update(id(tensor) for tensor in node.outputs)
             plan.append((node, [id(tensor) for tensor in node.outputs]))
     finished = [[key for key, use in last_use.items() if use == i] for i in range(len(plan))]
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
+    def forward(x: torch.Tensor, *, training: bool) -> Any:
         values = {id(source): x}
         del x
         for (node, names), keys in zip(plan, finished, strict=True):
             arguments, options = node.arguments.fill_in(values)
             if "training" in getattr(node.operation, "_call_context_args", {}):
-                options["training"] = False
+                options["training"] = training
             values.update(zip(names, keras.tree.flatten(node.operation(*arguments, **options)), strict=True))
             del arguments, options
             for key in keys:
                 del values[key]
-        return values[id(result)]
+        return keras.tree.map_structure(lambda tensor: values[id(tensor)], outputs)
 
     return forward
 

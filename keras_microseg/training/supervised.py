@@ -230,6 +230,7 @@ class _Run:
         self.settings, self.best, self.validation_data = optimizer, best, validation_data
         self.workers, self.out_dir, self.card = workers, out_dir, dict(card or {})
         self.mean_loss = keras.metrics.Mean(name="loss")
+        self._forward = backend.make_forward(model)
         self.optimizer = optimizer.build(model.trainable_variables, epochs, steps)
         tracked = [*model.variables, *self._metric_variables()]
         self._compiled_step = backend.compile_step(self._train, [*tracked, *self.optimizer.variables])
@@ -321,7 +322,7 @@ class _Run:
         self._count(y, weights, *self._loss(x, y, weights, training=False))
 
     def _loss(self, x: Any, y: Any, weights: Any, training: bool) -> tuple[Any, Any]:
-        predicted = self.model(x, training=training)
+        predicted = self._forward(x, training=training)
         return sum(self.model.losses, self.loss(y, predicted, sample_weight=weights)), predicted
 
     def _count(self, y: Any, weights: Any, loss: Any, predicted: Any) -> None:
