@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,8 @@ def train_default(out: str | os.PathLike, *, resume: bool = False, **settings: A
 
     from keras_microseg.data.datasets import SimulatedMicrographs
     from keras_microseg.layers.heads import MapsActivation
-    from keras_microseg.losses import InstanceMapsLoss
     from keras_microseg.models import unet
-    from keras_microseg.training import supervised
     from keras_microseg.training.previews import PreviewPictures
-    from keras_microseg.training.schedules import OptimizerSettings
 
     start_seed, data_seed, validation_seed = (int(n) for n in np.random.SeedSequence(chosen.seed).generate_state(3))
     options = {"size": (chosen.size, chosen.size), "diameter": chosen.diameter, "outputs": chosen.outputs}
@@ -104,7 +102,54 @@ def train_default(out: str | os.PathLike, *, resume: bool = False, **settings: A
         "multiple_of": 2 ** (len(chosen.filters) - 1),
         "halo": 32,
         "decode": {"seed_threshold": 0.6, "boundary_weight": 0.0},
-        "training": plain(chosen),
+    }
+    return train_on_simulation(
+        model,
+        training,
+        validation,
+        chosen,
+        card,
+        out,
+        resume=resume,
+        callbacks=[PreviewPictures(validation[0], out / "previews", every=5)],
+        checkpoint_steps=50,
+        workers=2,
+    )
+
+
+def train_on_simulation(
+    model: Any,
+    training: Any,
+    validation: Any,
+    settings: Any,
+    card: dict[str, Any],
+    out: Path,
+    *,
+    resume: bool,
+    callbacks: Sequence[Any] = (),
+    checkpoint_steps: int = 25,
+    workers: int = 1,
+) -> Path:
+    """What the trainings of all shipped models share: the loss of instance maps, AdamW with a cosine, the model file.
+
+    Args:
+        model: network with random weights.
+        training, validation: simulated data.
+        settings: with `outputs`, `epochs`, `learning_rate`, `seed` and `mixed_precision`.
+        card: what is particular about the model; completed here.
+        out: folder of the run.
+        resume, callbacks, checkpoint_steps, workers: see `training.supervised.train`.
+
+    Returns:
+        Path of the model of the last epoch.
+    """
+    from keras_microseg.losses import InstanceMapsLoss
+    from keras_microseg.training import supervised
+    from keras_microseg.training.schedules import OptimizerSettings
+
+    card = {
+        **card,
+        "training": plain(settings),
         "made": {**run_facts(), "at": now()},
         "licence": "Apache-2.0; no image of anybody was used for training",
     }
@@ -112,18 +157,18 @@ def train_default(out: str | os.PathLike, *, resume: bool = False, **settings: A
         model,
         training,
         validation_data=validation,
-        loss=InstanceMapsLoss(chosen.outputs, weights={"distance": 2.0}, boundary_weight=5.0),
-        epochs=chosen.epochs,
+        loss=InstanceMapsLoss(settings.outputs, weights={"distance": 2.0}, boundary_weight=5.0),
+        epochs=settings.epochs,
         out_dir=out,
         optimizer=OptimizerSettings(
-            learning_rate=chosen.learning_rate, warmup_epochs=1, weight_decay=1e-4, clip_norm=1.0
+            learning_rate=settings.learning_rate, warmup_epochs=1, weight_decay=1e-4, clip_norm=1.0
         ),
-        seed=chosen.seed,
+        seed=settings.seed,
         resume=resume,
-        mixed_precision=chosen.mixed_precision,
-        callbacks=[PreviewPictures(validation[0], out / "previews", every=5)],
-        checkpoint_steps=50,
-        workers=2,
+        mixed_precision=settings.mixed_precision,
+        callbacks=callbacks,
+        checkpoint_steps=checkpoint_steps,
+        workers=workers,
         card=card,
     )
     with io.atomic_path(out / MODEL) as temporary:

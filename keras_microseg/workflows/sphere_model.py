@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from keras_microseg import io
 from keras_microseg.checks import check_number
-from keras_microseg.workflows.steps import now, plain, run_facts
+from keras_microseg.workflows.default_model import train_on_simulation
 
 NAME = "spheres3d-1"
-MODEL = "model.keras"
 HALO = 24
 """Voxels read around every window: half of the overlap of windows, which is half of the receptive field of 96."""
 
@@ -75,10 +72,7 @@ def train_spheres(out: str | os.PathLike, *, resume: bool = False, **settings: A
     import numpy as np
 
     from keras_microseg.data.volumes import SimulatedPhantoms
-    from keras_microseg.losses import InstanceMapsLoss
     from keras_microseg.models.unet3d import PRESETS, total_stride, unet3d
-    from keras_microseg.training import supervised
-    from keras_microseg.training.schedules import OptimizerSettings
 
     start_seed, data_seed, validation_seed = (int(n) for n in np.random.SeedSequence(chosen.seed).generate_state(3))
     options = {
@@ -105,27 +99,5 @@ def train_spheres(out: str | os.PathLike, *, resume: bool = False, **settings: A
         "multiple_of": list(total_stride(PRESETS["default"]["pools"])),
         "halo": [HALO] * 3,
         "decode": {"threshold": 0.4, "seed_threshold": 0.6, "boundary_weight": 0.0},
-        "training": plain(chosen),
-        "made": {**run_facts(), "at": now()},
-        "licence": "Apache-2.0; no image of anybody was used for training",
     }
-    result = supervised.train(
-        model,
-        training,
-        validation_data=validation,
-        loss=InstanceMapsLoss(chosen.outputs, weights={"distance": 2.0}, boundary_weight=5.0),
-        epochs=chosen.epochs,
-        out_dir=out,
-        optimizer=OptimizerSettings(
-            learning_rate=chosen.learning_rate, warmup_epochs=1, weight_decay=1e-4, clip_norm=1.0
-        ),
-        seed=chosen.seed,
-        resume=resume,
-        mixed_precision=chosen.mixed_precision,
-        checkpoint_steps=25,
-        workers=1,
-        card=card,
-    )
-    with io.atomic_path(out / MODEL) as temporary:
-        shutil.copyfile(result.last_path, temporary)
-    return out / MODEL
+    return train_on_simulation(model, training, validation, chosen, card, out, resume=resume)
