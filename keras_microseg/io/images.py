@@ -195,6 +195,7 @@ def write_tiff(
     is_imagej = (
         array.dtype in (np.uint8, np.uint16, np.float32) and array.nbytes < 2**31
         and (is_rgb or "C" not in axes) and (not is_rgb or array.dtype == np.uint8)
+        and (is_rgb or array.ndim == 2 or array.shape[-1] > 1)  # columns of one pixel are read back as something else
     )  # fmt: skip
     with files.atomic_path(path) as temporary:
         if is_lazy:
