@@ -89,9 +89,7 @@ def test_basins_are_joined_by_the_relative_depth_of_the_neck():
     height = np.array([[0, 4, 8, 7, 9, 3, 6, 0]], float)
     labels = np.array([[0, 1, 1, 2, 2, 3, 3, 0]], np.int32)
     assert merge_basins(labels, height, 0.8).tolist() == [[0, 2, 2, 2, 2, 3, 3, 0]]  # 7 / 8 joins, 3 / 6 not
-    assert (
-        merge_basins(labels, height, 0.4).max() == 2 and classical.merge_basins(labels, height, 1).max() == 3
-    )
+    assert merge_basins(labels, height, 0.4).max() == 2 and classical.merge_basins(labels, height, 1).max() == 3
 
 
 def test_arguments_are_checked():
