@@ -18,6 +18,7 @@ from keras_microseg.inference.volumes import (
     working_scale,
     working_set,
 )
+from keras_microseg.models.initialization import draw_kernels
 from keras_microseg.models.unet3d import receptive_field, total_stride, unet3d, unet25d
 
 pytestmark = pytest.mark.network
@@ -33,8 +34,7 @@ CARD = {
 
 @pytest.fixture(scope="module")
 def predictor():
-    keras.utils.set_random_seed(0)
-    return Predictor(unet3d(num_outputs=2, filters=(2, 3), pools=POOLS), CARD)
+    return Predictor(draw_kernels(unet3d(num_outputs=2, filters=(2, 3), pools=POOLS), seed=0), CARD)
 
 
 def random_volume(shape, seed=0):
