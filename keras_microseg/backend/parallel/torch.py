@@ -93,7 +93,7 @@ def _child(index: int, devices: int, meeting: str, work: bytes, end: Any) -> Non
     except BaseException as error:  # crosses a process border
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:
+        except Exception:  # whatever an error of another package does when it is pickled: its text gets across
             error = UserError(f"{type(error).__name__}: {error}")
         message = ("error", error)
     end.send_bytes(pickle.dumps(message))
