@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from keras_microseg import __version__
-from keras_microseg.cli import classify, commands, filament, filament_networks, sem, sem_parts, volume
+from keras_microseg.cli import (
+    classify,
+    commands,
+    filament,
+    filament_networks,
+    mineral,
+    mineral_maps,
+    mineral_prepare,
+    particles,
+    particles_measure,
+    sem,
+    sem_parts,
+    volume,
+)
 from keras_microseg.cli.annotations import app as annotations_app
 from keras_microseg.cli.shared import Group
 
@@ -50,8 +63,12 @@ def _common(
 app.registered_commands += commands.app.registered_commands
 filament.app.registered_commands += filament_networks.app.registered_commands
 sem.app.registered_commands += sem_parts.app.registered_commands
+mineral.app.registered_commands += mineral_maps.app.registered_commands + mineral_prepare.app.registered_commands
+particles.app.registered_commands += particles_measure.app.registered_commands
 app.add_typer(filament.app, name="filament")
 app.add_typer(sem.app, name="sem")
 app.add_typer(volume.app, name="volume")
+app.add_typer(particles.app, name="particles")
+app.add_typer(mineral.app, name="mineral")
 app.add_typer(classify.app, name="classify")
 app.add_typer(annotations_app, name="annotations")
