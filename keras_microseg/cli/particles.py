@@ -4,5 +4,4 @@ from __future__ import annotations
 
 import typer
 
-
 app = typer.Typer(no_args_is_help=True, help="Particles as instances: Mask R-CNN, linking in 3D, detachment.")
