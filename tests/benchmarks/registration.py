@@ -4,13 +4,14 @@
     python tests/benchmarks/registration.py --fields 13 --pitch 360 --scale 19.8 --grain 200      # as the source's data
 
 Fields repeat 3 rows and 5 columns, are sheared by 1 and 3 px, shifted at random (0.7 px) and turned by 0.48 degrees.
-Goals: mean error below 0.5 map pixel, 95 % below 1 pixel.
+The micrograph is made window by window while it is read once, so its size costs time only, not memory. Goals: mean error below 0.5 map pixel, 95 % below 1 pixel.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -50,7 +51,7 @@ def main() -> None:
                 (edge, edge - 40), seed, options.grain, scale=options.scale, pitch=(options.pitch,) * 2, sem_field=256
             )
         )
-        labels, sem = rock.mineral_map[...], rock.sem[...]
+        labels, sem = rock.mineral_map[...], rock.sem
         made = time.process_time()
         mosaic = find_mosaic(labels)
         found = align(sem, labels, borders=mosaic.borders)
@@ -60,7 +61,8 @@ def main() -> None:
             f"seed {seed}: {sem.shape} and {labels.shape}, pitch {mosaic.pitch} overlap {mosaic.overlap} shear "
             f"{mosaic.shear}; error mean {error.mean():.3f} p95 {np.percentile(error, 95):.3f} max {error.max():.2f}; "
             f"own figure mean {figures['held_out_mean']:.3f} p95 {figures['held_out_p95']:.3f}; "
-            f"{spent:.1f} s CPU (made in {made - start:.1f})",
+            f"{spent:.1f} s CPU with making the micrograph, {made - start:.1f} s for the map; "
+            f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB",
             flush=True,
         )
 

@@ -42,6 +42,30 @@ def test_the_map_of_the_reference_is_aligned(pair, aligned):
     assert aligned.expected[1] < aligned.expected[4] < aligned.expected[2] < aligned.expected[6]
 
 
+def test_the_scale_of_the_reference():
+    """Scale 19.8, 0.48 degrees, overlaps, shear and jitter of the fields; the micrograph is read once, in bands."""
+    rock = Rock(RockSettings((3000, 2960), seed=1, grain_size=160, pitch=(70, 70), scale=19.8, sem_field=700))
+    found = align(rock.sem, rock.mineral_map[...], borders=rock.field_borders)
+    error = true_error(rock, found.transform)
+    assert error.mean() < 0.25 and np.percentile(error, 95) < 0.5  # measured 0.11 and 0.21; required 0.5 and 1
+
+
+def test_from_the_micrograph_back_to_the_map(pair, aligned):
+    rock, _, labels = pair
+    inner = np.array([[40.0, 35.0], [100.25, 130.5], [200.0, 60.0]])  # in the middle of fields, no other covers them
+    back, covered = aligned.transform.inverse(aligned.transform(inner))
+    assert covered.all()
+    np.testing.assert_allclose(back, inner, atol=1e-9)
+    values = aligned.transform.to_dict()
+    row, column = aligned.transform.field_of(inner[1])
+    np.testing.assert_allclose(  # the formula in the file
+        np.array(values["inverse_linear"]) @ (aligned.transform(inner[1]) - np.array(values["shifts"])[row, column]),
+        inner[1],
+    )
+    outside, covered = aligned.transform.inverse([-5000.0, 0.0])
+    assert not covered and np.isnan(outside).all()
+
+
 def test_the_transform_travels_as_json(aligned):
     again = Transform.from_dict(json.loads(json.dumps(aligned.transform.to_dict())))
     points = np.array([[3.0, 5.0], [100.5, 200.25], [249.0, 10.0]])
