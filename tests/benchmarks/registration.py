@@ -4,7 +4,8 @@
     python tests/benchmarks/registration.py --fields 13 --pitch 360 --scale 19.8 --grain 200      # as the source's data
 
 Fields repeat 3 rows and 5 columns, are sheared by 1 and 3 px, shifted at random (0.7 px) and turned by 0.48 degrees.
-The micrograph is made window by window while it is read once, so its size costs time only, not memory. Goals: mean error below 0.5 map pixel, 95 % below 1 pixel.
+The micrograph is made window by window while it is read once, so its size costs time only, not memory.
+Goals: mean error below 0.5 map pixel, 95 % below 1 pixel.
 """
 
 from __future__ import annotations
