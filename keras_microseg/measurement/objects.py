@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from keras_microseg.checks import UserError
 from keras_microseg.measurement.distributions import edge_weights
 from keras_microseg.measurement.grey import grey_statistics
-from keras_microseg.segmentation.runs import LabelRuns, expand, object_chunks, segment_reduce, segment_sum
+from keras_microseg.segmentation.runs import LabelRuns, expand, object_chunks, segment_reduce
 
 _CHUNK_PIXELS = 1 << 18
 
@@ -28,10 +28,23 @@ class ObjectMeasurer:
         self.runs, self.size, self.origin = runs, size, origin
         self.ndim = len(runs.shape)
 
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the runs of every object, float64; whole numbers below 2**53 exactly."""
+        return np.bincount(self.runs.owner, weights=values, minlength=len(self.runs.labels))
+
+    @cached_property
+    def lines(self) -> tuple[np.ndarray, ...]:
+        """Position of the runs along every axis but the last, in image order."""
+        rest, positions = self.runs.line, []
+        for length in self.runs.shape[-2:0:-1]:
+            above = rest // length
+            positions.append(rest - above * length)
+            rest = above
+        return (rest, *reversed(positions))
+
     @cached_property
     def pixel_count(self) -> np.ndarray:
-        _, _, x0, x1 = self.runs.sorted
-        return segment_sum(x1 - x0, self.runs.starts)
+        return self.total(self.runs.x1 - self.runs.x0).astype(np.int64)
 
     @cached_property
     def content(self) -> np.ndarray:
@@ -60,36 +73,40 @@ class ObjectMeasurer:
         return edge_weights(sides, self.runs.shape, self.touches_border)
 
     @cached_property
-    def central_moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Centroids (n, ndim) in pixels of the array, and (n, ndim, ndim) second moments / count in pixels squared.
+    def centroids(self) -> np.ndarray:
+        """(n, ndim) in pixels of the array; sums over a run in closed form."""
+        x0, x1 = self.runs.x0, self.runs.x1
+        length = (x1 - x0).astype(np.float64)
+        sums = [self.total(length * part) for part in self.lines]
+        return np.stack([*sums, self.total(length * (0.5 * (x0 + x1 - 1)))], axis=1) / self.pixel_count[:, None]
 
-        Sums over a run are closed forms, taken from the corner of the bounding box; 1/12 is the moment of one pixel.
+    @cached_property
+    def second_moments(self) -> np.ndarray:
+        """(n, ndim, ndim) central second moments / count in pixels squared.
+
+        Sums over a run are closed forms, taken from the pixel next to the centroid so that nothing cancels; 1/12 is the
+        moment of one pixel.
         """
-        owner, _, x0, x1 = self.runs.sorted
-        corner = self.box[owner, : self.ndim]
-        lead = [part - corner[:, axis] for axis, part in enumerate(self.runs.sorted_lines)]
-        x0, x1 = x0 - corner[:, -1], x1 - corner[:, -1]
-        length, columns = x1 - x0, (x1 - x0) * (x0 + x1 - 1) / 2
+        middle = np.rint(self.centroids).astype(np.int32)
+        near = middle[self.runs.owner]
+        lead = [(part - near[:, axis]).astype(np.float64) for axis, part in enumerate(self.lines)]
+        x0, x1 = self.runs.x0 - near[:, -1], self.runs.x1 - near[:, -1]
+        length = (x1 - x0).astype(np.float64)
+        columns = length * (0.5 * (x0 + x1 - 1))
         squares = _sum_of_squares(x1) - _sum_of_squares(x0)
-
-        def mean(values: np.ndarray) -> np.ndarray:
-            return segment_sum(values.astype(np.float64), self.runs.starts) / self.pixel_count
-
-        centre = np.stack([*(mean(length * part) for part in lead), mean(columns)], axis=1)
+        centre = self.centroids - middle
         second = np.empty((len(centre), self.ndim, self.ndim))
         for i in range(self.ndim):
-            for j in range(i, self.ndim):
-                if j < self.ndim - 1:
-                    raw = mean(length * lead[i] * lead[j])
-                else:
-                    raw = mean(squares) if i == j else mean(columns * lead[i])
+            along = length * lead[i] if i < self.ndim - 1 else columns
+            for j in range(i + 1):
+                raw = self.total(squares if j == self.ndim - 1 else along * lead[j]) / self.pixel_count
                 central = raw - centre[:, i] * centre[:, j]
                 second[:, i, j] = second[:, j, i] = np.maximum(central, 0) + 1 / 12 if i == j else central
-        return centre + self.box[:, : self.ndim], second
+        return second
 
     @cached_property
     def nearest_distance(self) -> np.ndarray:
-        points = self.central_moments[0] * self.size
+        points = self.centroids * self.size
         if len(points) < 2:
             return np.full(len(points), np.nan)
         return cKDTree(points).query(points, k=2)[0][:, 1]

@@ -24,7 +24,8 @@ from keras_microseg.measurement.shape import (
     polygon_perimeters,
 )
 from keras_microseg.measurement.solids import SOLID_FORMULAS, SolidMeasurer
-from keras_microseg.segmentation.runs import LabelRuns, connect_runs, find_runs, paint_runs, segment_reduce
+from keras_microseg.segmentation.components import label_runs
+from keras_microseg.segmentation.runs import LabelRuns, find_runs, paint_runs, segment_reduce
 
 
 def measure_particles(
@@ -101,10 +102,9 @@ def label_particles(
         `(labels, table)`: int32 labels 1..n as `label_components` gives them, and the table of `measure_particles`.
     """
     mask = np.asarray(mask)
-    mask = np.ascontiguousarray(mask if mask.dtype == bool else mask != 0).view(np.uint8)
     chosen = select_quantities(quantities, has_intensity=intensity is not None, ndim=mask.ndim)
     needs_grey = any(quantity.kind == "grey" for quantity in chosen)
-    runs = connect_runs(find_runs(mask, intensity if needs_grey else None), connectivity)
+    runs = label_runs(mask, connectivity, intensity if needs_grey else None)
     labels = paint_runs(runs)
     return labels, _measure(runs, labels, pixel_size, None, chosen)
 
@@ -227,7 +227,7 @@ class ParticleMeasurer(ObjectMeasurer):
     @cached_property
     def moments(self) -> tuple[np.ndarray, ...]:
         """Centroid (y, x) in pixels of the array and central second moments (yy, xx, xy) / area in pixels squared."""
-        centre, second = self.central_moments
+        centre, second = self.centroids, self.second_moments
         return centre[:, 0], centre[:, 1], second[:, 0, 0], second[:, 1, 1], second[:, 0, 1]
 
     @cached_property

@@ -37,7 +37,7 @@ class SolidMeasurer(ObjectMeasurer):
 
     @cached_property
     def middles(self) -> np.ndarray:
-        return self.central_moments[0] * self.size
+        return self.centroids * self.size
 
     @cached_property
     def spheres(self) -> SphereFits:
@@ -47,7 +47,7 @@ class SolidMeasurer(ObjectMeasurer):
     def inertia(self) -> tuple[np.ndarray, np.ndarray]:
         """(n, 3) full axes, longest first, and (n, 3) unit vectors (z, y, x) of the longest with z >= 0."""
         scale = np.outer(self.size, self.size)
-        values, vectors = np.linalg.eigh(self.central_moments[1] * scale)
+        values, vectors = np.linalg.eigh(self.second_moments * scale)
         longest = vectors[:, :, 2]
         leading = np.where(np.abs(longest) > 1e-9, longest, 0)
         first = np.take_along_axis(leading, (leading != 0).argmax(axis=1)[:, None], axis=1)
@@ -120,7 +120,7 @@ SOLID_FORMULAS: dict[str, Callable[[SolidMeasurer], np.ndarray]] = {
     "feret_max": lambda m: m.widths[1],
     "euler_number": lambda m: m.surfaces.euler_number,
     **{
-        f"centroid_{letter}": lambda m, axis=axis: m.central_moments[0][:, axis] + m.origin[axis]
+        f"centroid_{letter}": lambda m, axis=axis: m.centroids[:, axis] + m.origin[axis]
         for axis, letter in enumerate("zyx")
     },
     **{

@@ -77,9 +77,9 @@ class LabelRuns:
     @cached_property
     def order(self) -> np.ndarray:
         """(m,) permutation of the runs by object, then row, then column."""
-        keys = (self.owner.astype(np.int64) << 32) | np.arange(len(self.owner))
-        keys.sort()
-        return keys & 0xFFFFFFFF
+        n = len(self.owner)  # a sparse matrix sorts its entries by row in linear time
+        entries = (np.ones(n, bool), (self.owner, np.arange(n, dtype=np.int32)))
+        return sparse.coo_array(entries, shape=(len(self.labels), n)).tocsr().indices
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -214,12 +214,7 @@ def find_runs(labels: Any, intensity: Any = None) -> LabelRuns:
     if dtype.kind not in "iu":
         remedy = "Label the mask first (segmentation.labeling.label_components)." if dtype.kind == "b" else ""
         raise UserError(f"`labels` must hold whole numbers, 0 = background. Received: dtype {dtype}. {remedy}".strip())
-    if intensity is not None and tuple(intensity.shape) != shape:
-        raise UserError(
-            f"`intensity` must be a grey image of the size of the labels, {shape}. Received: {tuple(intensity.shape)}"
-        )
-    if intensity is not None and np.dtype(intensity.dtype).kind not in "biuf":
-        raise UserError(f"`intensity` must hold real numbers. Received: dtype {intensity.dtype}")
+    check_grey(intensity, shape)
     width, plane = shape[-1], int(np.prod(shape[1:]))
     lines = plane // max(width, 1)  # of one entry of the first axis
     parts, values = [], []
@@ -237,8 +232,7 @@ def find_runs(labels: Any, intensity: Any = None) -> LabelRuns:
         begin, stop = edges[is_object], edges[1:][is_object[:-1]]
         line, x0 = np.divmod(begin, width + 1)
         if intensity is not None:
-            pixels = expand(line * width + x0, stop - begin)
-            values.append(np.asarray(intensity[top : top + rows]).ravel()[pixels])
+            values.append(grey_of_runs(np.asarray(intensity[top : top + rows]), line, x0, x0 + (stop - begin)))
         line += top * lines
         parts.append((ids[is_object], line.astype(np.int32), x0.astype(np.int32), (stop - begin).astype(np.int32)))
     if not parts:
@@ -251,6 +245,24 @@ def find_runs(labels: Any, intensity: Any = None) -> LabelRuns:
         grey = np.concatenate(values) if values else np.zeros(0, np.float32)
     present, owner = _index_labels(ids)
     return LabelRuns(shape, present, owner, line, x0, x0 + length, grey)
+
+
+def check_grey(intensity: Any, shape: tuple[int, ...]) -> None:
+    """`UserError` unless `intensity` is None or a real image of `shape`."""
+    if intensity is None:
+        return
+    if tuple(intensity.shape) != shape:
+        raise UserError(
+            f"`intensity` must be a grey image of the size of the labels, {shape}. Received: {tuple(intensity.shape)}"
+        )
+    if np.dtype(intensity.dtype).kind not in "biuf":
+        raise UserError(f"`intensity` must hold real numbers. Received: dtype {intensity.dtype}")
+
+
+def grey_of_runs(intensity: np.ndarray, line: np.ndarray, x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
+    """Grey values of the pixels of runs, one run after the other."""
+    begin = line.astype(np.int64) * intensity.shape[-1] + x0
+    return intensity.reshape(-1)[expand(begin, x1 - x0)]
 
 
 def _index_labels(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
