@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from scipy.spatial import cKDTree
 from scipy.special import erf
 
-from keras_microseg.checks import UserError, check_choice, check_number, standardize_tuple
+from keras_microseg.checks import check_choice, check_number, standardize_tuple
+from keras_microseg.simulation.packing import pack_spheres, place_fibres
 
 KINDS = ("spheres", "grains", "fibres")
 _CELL = 32  # edge of the cells that noise is drawn in
@@ -137,10 +137,17 @@ def plan_phantom(settings: PhantomSettings) -> PhantomPlan:
     rng = np.random.default_rng(np.random.SeedSequence([settings.seed, 1]))
     if not settings.fraction:
         return PhantomPlan(settings, np.zeros((0, 3)), np.zeros(0), np.zeros((0, 3)), None)
+    how = settings.shape, settings.diameter, settings.spread
     if settings.kind == "fibres":
-        centres, radii, directions = _place_fibres(settings, rng)
+        centres, radii, directions = place_fibres(rng, *how, settings.fraction, tilt_range=settings.tilt_range)
     else:
-        centres, radii = _place_spheres(settings, rng)
+        gap, wanted = settings.gap, settings.fraction
+        if settings.kind == "grains":  # packed grains press flat against each other; what overlaps counts once
+            gap, wanted = gap - 0.1 * settings.diameter, 1.08 * wanted
+        centres, radii = pack_spheres(rng, *how, wanted, gap=gap, clustering=settings.clustering)
+        if settings.sample is not None:
+            inside = _inside_sample(settings, centres, radii)
+            centres, radii = centres[inside], radii[inside]
         directions = np.zeros_like(centres)
     bumps = None
     if settings.kind == "grains":
@@ -167,6 +174,11 @@ class PhantomPlan:
     directions: np.ndarray
     bumps: np.ndarray | None
 
+    @classmethod
+    def of_spheres(cls, shape: tuple[int, int, int], centres: np.ndarray, radii: np.ndarray) -> PhantomPlan:
+        """Given spheres, in the default look."""
+        return cls(PhantomSettings(shape=shape), centres, radii, np.zeros_like(centres), None)
+
     def read(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         """`(grey values, int32 labels)` of one block (a slice without step per axis)."""
         labels, grey = self._objects(box)
@@ -181,7 +193,14 @@ class PhantomPlan:
 
     def read_labels(self, box: Box) -> np.ndarray:
         """The labels of one block alone."""
-        return self._objects(box)[0]
+        shape = tuple(part.stop - part.start for part in box)
+        labels, deepest = np.zeros(shape, np.int32), np.full(shape, -1, np.float32)
+        for number, window, depth in self.visible(box):
+            deeper = (depth >= 0) & (depth > deepest[window])
+            deepest[window][deeper] = depth[deeper]
+            labels[window][deeper] = number + 1
+        sample = self._sample(box)
+        return labels if sample is None else np.where(sample < 0, 0, labels)
 
     def table(self) -> pd.DataFrame:
         """Objects that meet the volume; `whole`: not cut by its border."""
@@ -206,22 +225,31 @@ class PhantomPlan:
         missed = np.where(enter > leave, np.inf, 0)[:, None]
         return points.min(axis=0) - reach + missed, points.max(axis=0) + reach - missed
 
+    def visible(self, box: Box, margin: float = 0.0) -> Iterator[tuple[int, Box, np.ndarray]]:
+        """Objects whose surface is less than `margin` voxels from a block.
+
+        Yields:
+            `(number, window, depth)`: index of the object, a box inside the block around it, and the distance inside
+            its surface there (negative outside), float32.
+        """
+        start, stop = np.array([(part.start, part.stop) for part in box]).T
+        low, high = self._bounds(start, stop, margin)
+        low = np.maximum(np.ceil(np.clip(low, -1e9, 1e9)).astype(int), start)
+        high = np.minimum(np.floor(np.clip(high, -1e9, 1e9)).astype(int) + 1, stop)
+        for number in np.flatnonzero((low < high).all(axis=1)):
+            window = tuple(slice(a, b) for a, b in zip(low[number] - start, high[number] - start, strict=True))
+            yield int(number), window, self._depth(number, low[number], high[number])
+
     def _objects(self, box: Box) -> tuple[np.ndarray, np.ndarray]:
         settings = self.settings
         shape = tuple(part.stop - part.start for part in box)
-        start = np.array([part.start for part in box])
         labels, grey = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
         margin = 4 * max(settings.blur, settings.fringe_width if settings.fringe else 0)
         profile = _profile_table(settings, margin, float(self.radii.max(initial=0)) * 1.3)
         deepest = np.full(shape, -margin, np.float32)
         adds = settings.kind == "spheres"  # the phases of neighbours add up; objects that overlap count once
-        low, high = self._bounds(start, start + shape, margin)
-        low = np.maximum(np.ceil(np.clip(low, -1e9, 1e9)).astype(int), start)
-        high = np.minimum(np.floor(np.clip(high, -1e9, 1e9)).astype(int) + 1, start + shape)
         last = len(profile) - 1
-        for number in np.flatnonzero((low < high).all(axis=1)):
-            window = tuple(slice(a, b) for a, b in zip(low[number] - start, high[number] - start, strict=True))
-            depth = self._depth(number, low[number], high[number])
+        for number, window, depth in self.visible(box, margin):
             if adds:
                 place = ((depth + margin) * _STEPS).astype(np.int32)
                 grey[window] += profile[np.clip(place, 0, last, out=place)]
@@ -236,9 +264,7 @@ class PhantomPlan:
         if sample is not None:
             outside = sample < 0
             labels[np.broadcast_to(outside, shape)] = 0
-            edge = _surface(
-                sample, settings.blur, settings.fringe_width, settings.matrix - settings.air, settings.fringe
-            )
+            edge = _surface(settings, sample, settings.matrix - settings.air)
             grey = np.where(outside, 0, grey) + settings.air + edge
         else:
             grey += settings.matrix
@@ -316,15 +342,32 @@ class PhantomPlan:
         grey += noise
 
 
-def _surface(depth: np.ndarray, blur: float, width: float, contrast: float, fringe: float) -> np.ndarray:
-    """Grey value across a surface: blurred step of height `contrast`, and fringe with extremes +-`fringe`."""
+def surface_profile(
+    depth: np.ndarray, contrast: float, rim: float, *, blur: float, width: float, fringes: float = 0.0
+) -> np.ndarray:
+    """Grey values across a surface.
+
+    Args:
+        depth: distance inside the surface, voxels, negative outside.
+        contrast: height of the step, blurred to the standard deviation `blur`.
+        rim: height of the rim, bright inside and dark outside, `width` voxels from the surface.
+        fringes: strength of further fringes that die away, over that of the rim.
+    """
     step = 0.5 * contrast * (1 + erf(depth / (blur * math.sqrt(2))))
-    return step + fringe * (depth / width) * np.exp(0.5 * (1 - (depth / width) ** 2))
+    scaled = depth / width
+    edge = rim * scaled * np.exp(0.5 * (1 - scaled**2))
+    if fringes:
+        edge = edge + rim * fringes * np.sin(2.2 * scaled) * np.exp(-np.abs(scaled) / 2)
+    return step + edge
+
+
+def _surface(settings: PhantomSettings, depth: np.ndarray, contrast: float) -> np.ndarray:
+    return surface_profile(depth, contrast, settings.fringe, blur=settings.blur, width=settings.fringe_width)
 
 
 def _profile_table(settings: PhantomSettings, margin: float, deepest: float) -> np.ndarray:
     depth = np.arange(int((margin + deepest) * _STEPS) + 1) / _STEPS - margin
-    table = _surface(depth, settings.blur, settings.fringe_width, settings.contrast, settings.fringe)
+    table = _surface(settings, depth, settings.contrast)
     table[0] = 0.0
     return table.astype(np.float32)
 
@@ -361,100 +404,9 @@ def _white_noise(seed: int, box: Sequence[slice]) -> np.ndarray:
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------- placement
-
-
-def _draw_radii(settings: PhantomSettings, rng: np.random.Generator, count: int) -> np.ndarray:
-    deviation = np.clip(rng.standard_normal(count), -2, 2) * settings.spread
-    return settings.diameter / 2 * (1 + deviation)
-
-
-def _place_spheres(settings: PhantomSettings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and radii: random, then pushed apart until no two are closer than `gap`.
-
-    The arrangement repeats beyond the volume, so objects cut by its border continue on the other side (as objects of
-    their own) and the volume share is the wanted one up to the rounding of their number.
-    """
-    widest = settings.diameter * (1 + 2 * settings.spread)
-    period = np.maximum(np.array(settings.shape, float), 2.2 * widest)
-    gap, wanted = settings.gap, settings.fraction
-    if settings.kind == "grains":  # packed grains press flat against each other; what overlaps counts once
-        gap, wanted = gap - 0.1 * settings.diameter, 1.08 * wanted
-    volume = math.pi / 6 * settings.diameter**3 * (1 + 3 * settings.spread**2)
-    count = max(1, round(wanted * float(np.prod(period)) / volume))
-    radii = _draw_radii(settings, rng, count)
-    centres = rng.uniform(0, period, (count, 3))
-    for number in range(1, count):
-        if rng.random() < settings.clustering:
-            host = int(rng.integers(number))
-            direction = rng.standard_normal(3)
-            direction *= (radii[host] + radii[number] + gap) / np.linalg.norm(direction)
-            centres[number] = centres[host] + direction
-    reach, overlap = 2 * radii.max() + gap, np.zeros(0)
-    for _ in range(600):
-        centres %= period
-        centres[centres >= period] = 0  # rounding
-        first, second = cKDTree(centres, boxsize=period).query_pairs(reach, output_type="ndarray").T
-        apart = centres[second] - centres[first]
-        apart -= period * np.rint(apart / period)
-        distance = np.linalg.norm(apart, axis=1)
-        overlap = radii[first] + radii[second] + gap - distance
-        close = overlap > 0
-        if overlap.max(initial=0) < 0.01:
-            break
-        step = apart[close] / np.maximum(distance[close], 1e-6)[:, None] * (0.5 * overlap[close] + 0.003)[:, None]
-        for axis in range(3):
-            centres[:, axis] += np.bincount(second[close], step[:, axis], count)
-            centres[:, axis] -= np.bincount(first[close], step[:, axis], count)
-    if overlap.max(initial=0) > 0.05 * settings.diameter:
-        raise UserError(
-            f"No room for {settings.fraction:.0%} of {settings.kind} of diameter {settings.diameter:g}. "
-            f"Received: fraction={settings.fraction}, gap={settings.gap}. Lower one of them."
-        )
-    centres, radii = _with_images(centres, radii, period, np.array(settings.shape), 1.25 * widest / 2)
-    if settings.sample is not None:
-        inside = _inside_sample(settings, centres, radii)
-        centres, radii = centres[inside], radii[inside]
-    return centres, radii
-
-
-def _with_images(
-    centres: np.ndarray, radii: np.ndarray, period: np.ndarray, shape: np.ndarray, reach: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The objects and those of their periodic images that come near the volume."""
-    all_centres, all_radii = [], []
-    for shift in np.ndindex(3, 3, 3):
-        moved = centres + (np.array(shift) - 1) * period
-        near = ((moved > -reach - 8) & (moved < shape + reach + 8)).all(axis=1)
-        all_centres.append(moved[near])
-        all_radii.append(radii[near])
-    return np.concatenate(all_centres), np.concatenate(all_radii)
-
-
 def _inside_sample(settings: PhantomSettings, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
     _, height, width = settings.shape
     angle = math.radians(settings.tilt)
     y, x = centres[:, 1] - (height - 1) / 2, centres[:, 2] - (width - 1) / 2
     u, v = y * math.cos(angle) - x * math.sin(angle), y * math.sin(angle) + x * math.cos(angle)
     return np.maximum(np.abs(u), np.abs(v)) + radii < settings.sample * min(height, width) / 2
-
-
-def _place_fibres(settings: PhantomSettings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Straight cylinders through random points; those that cross share the voxels by depth."""
-    shape = np.array(settings.shape, float)
-    reach = np.linalg.norm(shape) / 2 + settings.diameter
-    # lines through a sphere around the volume: isotropic in position; the share they cover adds up as 1 - exp(-n v)
-    volume = math.pi * settings.diameter**2 / 4 * (1 + settings.spread**2)
-    density = -math.log(1 - settings.fraction)
-    count = max(1, round(density * math.pi * reach**2 / volume))
-    radii = _draw_radii(settings, rng, count)
-    azimuth = rng.uniform(0, 2 * math.pi, count)
-    rise = np.radians(rng.uniform(-settings.tilt_range, settings.tilt_range, count))
-    directions = np.stack([np.sin(rise), np.cos(rise) * np.sin(azimuth), np.cos(rise) * np.cos(azimuth)], axis=1)
-    helper = np.where(np.abs(directions[:, :1]) < 0.9, [[1.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]])
-    across = np.cross(directions, helper)
-    across /= np.linalg.norm(across, axis=1, keepdims=True)
-    other = np.cross(directions, across)
-    distance, turn = reach * np.sqrt(rng.random(count)), rng.uniform(0, 2 * math.pi, count)
-    offset = (across * np.cos(turn)[:, None] + other * np.sin(turn)[:, None]) * distance[:, None]
-    return (shape - 1) / 2 + offset, radii, directions

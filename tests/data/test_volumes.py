@@ -17,7 +17,9 @@ from keras_microseg.data.augment_volumes import (
 from keras_microseg.data.targets import class_maps, instance_maps
 from keras_microseg.data.volumes import LabelledVolume, SimulatedPhantoms, VolumePatches, split_slices
 from keras_microseg.intensity import Normalizer
-from keras_microseg.simulation.random_phantoms import label_spheres, place_spheres, random_phantom
+from keras_microseg.simulation.packing import place_spheres
+from keras_microseg.simulation.phantoms import PhantomPlan
+from keras_microseg.simulation.random_phantoms import random_phantom
 
 pytestmark = pytest.mark.network
 SHAPE = (30, 24, 28)
@@ -40,7 +42,8 @@ class Lazy:
 
 def balls(shape=SHAPE):
     rng = np.random.default_rng(0)
-    return label_spheres(shape, *place_spheres(rng, shape, 8, 0.0, 0.2))
+    plan = PhantomPlan.of_spheres(shape, *place_spheres(rng, shape, 8, 0.0, 0.2))
+    return plan.read_labels(tuple(slice(0, n) for n in shape))
 
 
 def volume(**options):
@@ -168,7 +171,7 @@ def test_phantoms_are_endless_and_their_labels_exact():
     gaps = np.linalg.norm(centres[:, None] - centres[None], axis=2) - radii[:, None] - radii[None]
     np.fill_diagonal(gaps, 1)
     assert gaps.min() >= 0 and (gaps < 0.3).any()
-    labels = label_spheres((40, 40, 40), centres, radii)
+    labels = PhantomPlan.of_spheres((40, 40, 40), centres, radii).read_labels((slice(0, 40),) * 3)
     whole = [r for c, r in zip(centres, radii, strict=True) if (c - r > 0).all() and (c + r < 39).all()]
     counted = np.bincount(labels.ravel())[1:]
     assert sum(np.isclose(counted, 4 / 3 * np.pi * r**3, rtol=0.05).any() for r in whole) == len(whole)
