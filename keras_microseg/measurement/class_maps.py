@@ -168,7 +168,7 @@ def _pairs(one: np.ndarray, other: np.ndarray, count: int) -> np.ndarray:
     return np.bincount(one[differ].astype(np.int64) * count + other[differ], minlength=count**2).reshape(count, count)
 
 
-def choose_block(classes: Any, num_classes: int, *, chords: float = 10.0, at_least: int = 36) -> int:
+def choose_block(classes: Any, num_classes: int, *, chords: float = 15.0, at_least: int = 30) -> int:
     """Edge of blocks that are several grains wide (`chords` mean chord lengths), px, but so that there are enough."""
     runs, pixels = 0, 0
     for window in spread_windows(classes.shape, 512, 9):
@@ -367,6 +367,31 @@ def covariance_errors(scan: MapScan, two_point: pd.DataFrame, names: Sequence[st
         effective = share * (1 - share) / variance if variance > 0 else np.nan
         rows.append((name, float(np.sqrt(variance)), float(effective)))
     return pd.DataFrame(rows, columns=["class", "standard_error", "effective_number"])
+
+
+def block_widening(two_point: pd.DataFrame, names: Sequence[str], block: int, pixel: float = 1.0) -> float:
+    """Factor by which standard errors from the spread between square blocks are too small, from the covariance.
+
+    The spread sees covariance within blocks only: sqrt(int C dA / int C g dA) with g(r) = 1 - 4 r / (pi B) +
+    r^2 / (pi B^2), the isotropic covariogram of a square of edge B; one factor for all classes, at most 1.5.
+
+    Args:
+        two_point: of `two_point_functions`, with distances in units of `pixel`.
+        names: of the classes.
+        block: B, px.
+        pixel: edge of a pixel in the unit of the distances.
+    """
+    distance = two_point["distance"].to_numpy() / pixel
+    within = np.where(distance < block, 1 - 4 * distance / (np.pi * block) + distance**2 / (np.pi * block**2), 0)
+    ring = np.where(distance > 0, 2 * np.pi * distance, 1.0)
+    whole = seen = 0.0
+    for name in names:
+        covariance = two_point[name].to_numpy() - two_point[name].iloc[0] ** 2
+        below = np.flatnonzero(covariance <= 0)
+        part = slice(0, below[0] if len(below) else None)
+        whole += float(np.sum(ring[part] * covariance[part]))
+        seen += float(np.sum(ring[part] * covariance[part] * np.maximum(within[part], 0)))
+    return float(np.clip(np.sqrt(whole / seen), 1.0, 1.5)) if seen > 0 else 1.0
 
 
 def representative_area(scan: MapScan, names: Sequence[str], *, pixel_size: PixelSize | None = None) -> pd.DataFrame:

@@ -74,8 +74,9 @@ def modal_composition(
     confidence: float = 0.95,
     num_draws: int = 1000,
     seed: int = 0,
+    widen: float = 1.0,
 ) -> Composition:
-    """Area shares with intervals.
+    """Area shares of the rock that a map samples, with intervals.
 
     Blocks are drawn with replacement; intervals are widened from the normal to Student's t of the number of blocks.
     With a confusion matrix the shares p of the predictions are turned into true shares: the t on the simplex with the
@@ -89,6 +90,8 @@ def modal_composition(
         confidence: level of the intervals.
         num_draws: bootstrap draws.
         seed: random seed.
+        widen: factor for the sampling error, since neighbouring blocks are not quite independent: that of
+            `class_maps.block_widening`.
 
     Raises:
         UserError: fewer than two blocks with pixels, shapes that do not fit, or a class without validation pixels.
@@ -105,6 +108,9 @@ def modal_composition(
     number = len(counts)
     drawn = rng.multinomial(number, np.full(number, 1 / number), num_draws) @ counts
     raw, draws = pixels / pixels.sum(), drawn / drawn.sum(axis=1, keepdims=True)
+    if widen != 1:
+        draws = np.maximum(raw + (draws - raw) * check_number("widen", widen, minimum=1), 0)
+        draws /= draws.sum(axis=1, keepdims=True)
     share = raw
     if confusion is not None:
         regions = np.asarray(confusion, float)
