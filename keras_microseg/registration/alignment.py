@@ -102,6 +102,7 @@ def align(
     *,
     borders: tuple[np.ndarray, np.ndarray] | None = None,
     initial: Transform | None = None,
+    sample: np.ndarray | None = None,
     settings: AlignmentSettings | None = None,
 ) -> Registration:
     """Transform from a class map to a micrograph.
@@ -111,6 +112,7 @@ def align(
         labels: (h, w) classes of the map, 0 = outside the sample.
         borders: first rows and columns of the fields (`Mosaic.borders`); None = one field.
         initial: start; None = from the disc of the sample in both images.
+        sample: (h, w) True where the map shows the sample, for its disc; None = where `labels` is not 0.
         settings: see there.
 
     Raises:
@@ -127,7 +129,7 @@ def align(
     factor = max(1, int(scale // 2))
     small = reduce_image(sem, factor)
     if initial is None:
-        initial = _disc_start(small, factor, labels, borders)
+        initial = _disc_start(small, factor, labels if sample is None else sample, borders)
     elif borders is not None:
         initial = initial.with_borders(borders)
     if initial.scale / factor > 1.2:  # so that one map pixel is the mean of what it covers
@@ -163,10 +165,10 @@ def align(
     return Registration(transform, final.points, final.moves, used, held_out, (before, after), table)
 
 
-def _disc_start(small: np.ndarray, factor: int, labels: np.ndarray, borders: Any) -> Transform:
+def _disc_start(small: np.ndarray, factor: int, sample: np.ndarray, borders: Any) -> Transform:
     """Scale and shift from the sample's disc in both images; no rotation."""
     try:
-        here, there = find_disc(labels, is_mask=True), find_disc(small)
+        here, there = find_disc(sample, is_mask=True), find_disc(small)
     except UserError as error:
         raise UserError(f"{error} The alignment has no start; pass `initial` (scale, rotation and shift).") from error
     there = Disc(
@@ -174,7 +176,7 @@ def _disc_start(small: np.ndarray, factor: int, labels: np.ndarray, borders: Any
     )
     scale = there.radius / here.radius
     shift = np.array(there.centre) - scale * np.array(here.centre)
-    return Transform.similarity(scale, 0.0, shift, shape=labels.shape, borders=borders)
+    return Transform.similarity(scale, 0.0, shift, shape=sample.shape, borders=borders)
 
 
 def _number_classes(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

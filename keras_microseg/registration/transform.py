@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from keras_microseg.checks import UserError
+from keras_microseg.image import LazyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,11 @@ class Transform:
         corners = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1)
         shifts = self(corners.astype(float)) - corners @ self.linear.T
         return dataclasses.replace(self, shifts=shifts, borders=(rows, columns))
+
+    def rescaled(self, factor: float) -> Transform:
+        """The transform to the micrograph reduced `factor` times; below 1 to the larger one it was reduced from."""
+        shifts = (self.shifts - (factor - 1) / 2) / factor
+        return dataclasses.replace(self, linear=self.linear / factor, shifts=shifts)
 
     def resample_sem(self, image: np.ndarray, factor: float = 1.0) -> np.ndarray:
         """Grey values under every map pixel, float32 (bilinear; positions outside take the nearest pixel).
@@ -185,3 +191,22 @@ class Transform:
         return cls(
             np.array(values["linear"], float), np.array(values["shifts"], float), borders, tuple(values["shape"])
         )
+
+
+class ResampledLabels(LazyArray):
+    """A class map on the grid of its micrograph, made window by window (`Transform.resample_labels`).
+
+    Args:
+        labels: (h, w) the map.
+        transform: to the micrograph.
+        shape: (H, W) of the micrograph.
+        fill: value of what no field covers.
+    """
+
+    def __init__(self, labels: np.ndarray, transform: Transform, shape: tuple[int, int], *, fill: int = 255):
+        self.labels, self.transform, self.fill = labels, transform, fill
+        self.shape, self.dtype = tuple(shape), np.dtype(labels.dtype)
+
+    def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
+        origin, shape = tuple(b.start for b in block), tuple(b.stop - b.start for b in block)
+        return self.transform.resample_labels(self.labels, shape, origin=origin, fill=self.fill)

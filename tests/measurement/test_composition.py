@@ -46,6 +46,7 @@ def coverage(repeats, confidence=0.9):
     counted, corrected = [], []
     for seed in range(repeats):
         settings = RockSettings((240, 240), seed + 1000, grain_size=8, disc=0)
+        truth_shares = np.array(settings.abundances)
         truth, found = misnamed(Rock(settings), seed)
         checked, named = misnamed(Rock(RockSettings((180, 180), seed + 9000, grain_size=8, disc=0)), seed + 1)
         tiles = [np.s_[i : i + 60, j : j + 60] for i in (0, 60, 120) for j in (0, 60, 120)]
@@ -56,7 +57,7 @@ def coverage(repeats, confidence=0.9):
                 block_counts(classes, 6, 40), NAMES,
                 confusion=table, confidence=confidence, num_draws=300, seed=seed, widen=widen,
             ).table  # fmt: skip
-            into.append((shares["low"] <= settings.abundances) & (settings.abundances <= shares["high"]))
+            into.append((shares["low"] <= truth_shares) & (truth_shares <= shares["high"]))
     return np.mean(counted, axis=0), np.mean(corrected, axis=0)
 
 
