@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
+
+_CELL = 32  # edge of the cells that noise is drawn in
 
 
 def noise_field(
@@ -87,3 +92,51 @@ def smooth_steps(rng: np.random.Generator, shape: tuple[int, int], scale: float)
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur with reflection at the frame; `sigma` <= 0 returns the input."""
     return ndimage.gaussian_filter(image, sigma, mode="reflect", truncate=3.0) if sigma > 0 else image
+
+
+def smoothing_gain(sigma: float) -> np.float32:
+    """Standard deviation of white noise over that of the same noise after a 3D Gaussian filter."""
+    kernel = np.zeros(8 * math.ceil(sigma) + 3)
+    kernel[len(kernel) // 2] = 1
+    return np.float32((ndimage.gaussian_filter1d(kernel, sigma) ** 2).sum() ** -1.5)
+
+
+def white_noise(seed: int, box: Sequence[slice], stream: int = 4) -> np.ndarray:
+    """Standard normal float32 that depends on the position only: drawn per cell, each with a seed of its own.
+
+    Args:
+        seed: start of all random numbers.
+        box: a slice without step per axis of the volume; positions may be negative.
+        stream: another number gives another, independent noise.
+    """
+    out = np.empty([part.stop - part.start for part in box], np.float32)
+    ranges = [range(part.start // _CELL, (part.stop - 1) // _CELL + 1) for part in box]
+    for index in np.ndindex(*(len(r) for r in ranges)):
+        cell = [r[i] for r, i in zip(ranges, index, strict=True)]
+        entropy = [seed, stream, *(c + 2**20 for c in cell)]  # cells before the origin count too
+        values = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy))).standard_normal(
+            (_CELL,) * 3, dtype=np.float32
+        )
+        source, target = [], []
+        for part, c in zip(box, cell, strict=True):
+            low, high = max(part.start, c * _CELL), min(part.stop, (c + 1) * _CELL)
+            source.append(slice(low - c * _CELL, high - c * _CELL))
+            target.append(slice(low - part.start, high - part.start))
+        out[tuple(target)] = values[tuple(source)]
+    return out
+
+
+def block_field(seed: int, box: Sequence[slice], scale: float, stream: int) -> np.ndarray:
+    """One block of a smooth random field without end: value noise, mean 0, standard deviation about 1.
+
+    Every block equals the same part of the whole. Args as for `white_noise`; `scale` is the correlation length, voxels.
+    """
+    scale = max(float(scale), 1.0)
+    low = [math.floor(part.start / scale) - 1 for part in box]
+    coarse = [slice(a, math.floor((part.stop - 1) / scale) + 3) for a, part in zip(low, box, strict=True)]
+    values = white_noise(seed, coarse, stream)
+    for axis, (start, part) in enumerate(zip(low, box, strict=True)):
+        rows = np.moveaxis(values, axis, 0)
+        flat = _spline_rows(rows.reshape(len(rows), -1), np.arange(part.start, part.stop) / scale - start)
+        values = np.moveaxis(flat.reshape(-1, *rows.shape[1:]), 0, axis)
+    return np.ascontiguousarray(values) * np.float32(1.36)  # interpolation takes a quarter of the deviation

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -20,10 +20,10 @@ from scipy import ndimage
 from scipy.special import erf
 
 from keras_microseg.checks import check_choice, check_number, standardize_tuple
+from keras_microseg.simulation.fields import smoothing_gain, white_noise
 from keras_microseg.simulation.packing import pack_spheres, place_fibres
 
 KINDS = ("spheres", "grains", "fibres")
-_CELL = 32  # edge of the cells that noise is drawn in
 _STEPS = 64  # entries per voxel of the table of surface profiles
 Box = tuple[slice, slice, slice]
 
@@ -331,10 +331,10 @@ class PhantomPlan:
             return
         sigma = settings.noise_correlation
         margin = math.ceil(4 * sigma)
-        noise = _white_noise(settings.seed, tuple(slice(p.start - margin, p.stop + margin) for p in box))
+        noise = white_noise(settings.seed, tuple(slice(p.start - margin, p.stop + margin) for p in box))
         if margin:
             inner = tuple(slice(margin, -margin) for _ in box)
-            noise = ndimage.gaussian_filter(noise, sigma)[inner] * _smoothing_gain(sigma)
+            noise = ndimage.gaussian_filter(noise, sigma)[inner] * smoothing_gain(sigma)
         if settings.poisson:
             share = np.clip(grey * np.float32(settings.poisson / max(settings.matrix, 1e-3)), 0, None)
             noise *= np.sqrt(share + np.float32(1 - settings.poisson))
@@ -376,32 +376,6 @@ def _rings(rng: np.random.Generator, count: int) -> np.ndarray:
     """Ring strength per radius, variance about 1: faint everywhere, strong in some places."""
     strong = rng.standard_normal(count) * (rng.random(count) < 0.06) * 3.5
     return 0.5 * rng.standard_normal(count) + strong
-
-
-def _smoothing_gain(sigma: float) -> np.float32:
-    """Standard deviation of white noise over that of the same noise after a 3D Gaussian filter."""
-    kernel = np.zeros(8 * math.ceil(sigma) + 3)
-    kernel[len(kernel) // 2] = 1
-    return np.float32((ndimage.gaussian_filter1d(kernel, sigma) ** 2).sum() ** -1.5)
-
-
-def _white_noise(seed: int, box: Sequence[slice]) -> np.ndarray:
-    """Standard normal float32 that depends on the position only: drawn per cell, each with a seed of its own."""
-    out = np.empty([part.stop - part.start for part in box], np.float32)
-    ranges = [range(part.start // _CELL, (part.stop - 1) // _CELL + 1) for part in box]
-    for index in np.ndindex(*(len(r) for r in ranges)):
-        cell = [r[i] for r, i in zip(ranges, index, strict=True)]
-        entropy = [seed, 4, *(c + 2**20 for c in cell)]  # cells before the origin count too
-        values = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy))).standard_normal(
-            (_CELL,) * 3, dtype=np.float32
-        )
-        source, target = [], []
-        for part, c in zip(box, cell, strict=True):
-            low, high = max(part.start, c * _CELL), min(part.stop, (c + 1) * _CELL)
-            source.append(slice(low - c * _CELL, high - c * _CELL))
-            target.append(slice(low - part.start, high - part.start))
-        out[tuple(target)] = values[tuple(source)]
-    return out
 
 
 def _inside_sample(settings: PhantomSettings, centres: np.ndarray, radii: np.ndarray) -> np.ndarray:
