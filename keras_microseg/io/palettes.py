@@ -19,6 +19,7 @@ import pandas as pd
 
 from keras_microseg.checks import FileError, UserError, check_number
 from keras_microseg.io.annotations.classes import ClassList, Colour, colour_text, colours_of, parse_colour
+from keras_microseg.io.files import atomic_path
 
 IGNORE = 255
 SHIPPED = Path(__file__).with_name("qemscan.csv")
@@ -102,6 +103,37 @@ class Palette:
             raise UserError(f"Minerals in no group: {', '.join(left)}. Put each into a group.")
         return tuple(groups), table
 
+    def merged(
+        self, groups: Mapping[str, Sequence[str | int]] | None = None, pixels: np.ndarray | None = None
+    ) -> Palette:
+        """The palette of the merged classes, numbered 0 to K - 1 as `merge_table` does.
+
+        A class takes colour of its most frequent mineral; density and micro-porosity are the means over its minerals by
+        area, as far as they are known.
+
+        Args:
+            groups: see `merge_table`.
+            pixels: (256,) pixels of each mineral number; None = all alike.
+        """
+        names, table = self.merge_table(groups)
+        weight = np.ones(256) if pixels is None else np.asarray(pixels, float) + 1e-6
+        merged = []
+        for k, name in enumerate(names):
+            members = [m for m in self.minerals if table[m.id] == k]
+            areas = np.array([weight[m.id] for m in members])
+            density = np.array([m.density for m in members])
+            known = np.isfinite(density)
+            merged.append(
+                Mineral(
+                    k,
+                    name,
+                    members[int(areas.argmax())].colour,
+                    density=float(np.average(density[known], weights=areas[known])) if known.any() else math.nan,
+                    micro_porosity=float(np.average([m.micro_porosity for m in members], weights=areas)),
+                )
+            )
+        return Palette(tuple(merged))
+
     def paint(self, ids: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 picture of mineral numbers; numbers without a mineral are mid-grey."""
         table = np.full((256, 3), 127, np.uint8)
@@ -141,6 +173,41 @@ def read_palette(path: str | os.PathLike | None = None) -> Palette:
         raise FileError(path, problem, "Check the name and the rights.") from error
     except (ValueError, TypeError) as error:
         raise FileError(path, f"is no palette: {error}", _REMEDY) from error
+
+
+def write_palette(path: str | os.PathLike, palette: Palette) -> None:
+    """Write a palette as the CSV that `read_palette` reads, all or nothing."""
+    rows = [
+        {
+            "id": m.id,
+            "name": m.name,
+            "colour": colour_text(m.colour),
+            "group": m.group,
+            "density": m.density,
+            "micro_porosity": m.micro_porosity,
+        }
+        for m in palette.minerals
+    ]
+    with atomic_path(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_groups(path: str | os.PathLike) -> dict[str, list[str | int]]:
+    """Read a merge: JSON `{"class": ["mineral", 3, ...], ...}`.
+
+    Raises:
+        FileError: unreadable, or no such mapping.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if not isinstance(values, dict) or not all(isinstance(v, list) and v for v in values.values()):
+            raise UserError("every class needs a list of minerals")
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror or error}).", "Check the name.") from error
+    except (ValueError, UserError) as error:
+        remedy = 'Write {"clay": ["kaolinite", "illite"], "quartz": ["quartz"]}.'
+        raise FileError(path, f"is no merge of minerals ({error}).", remedy) from error
+    return values
 
 
 def _mineral(row: Mapping[str, Any], number: int) -> Mineral:
