@@ -1,7 +1,7 @@
 """What a rock consists of, from its class map: shares with intervals, porosity, mass, contacts, chords, surfaces.
 
 References: Chayes (1956), modal analysis; Efron and Tibshirani (1993), bootstrap, here over blocks because neighbouring
-pixels are not independent; Buonaccorsi (2010), correction for errors of classification by the confusion matrix;
+pixels are not independent; Buonaccorsi (2010) and Olofsson et al. (2014), correction for errors of classification;
 Torquato (2002), chords; Underwood (1970), S_V = 4 / pi L_A.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from keras_microseg.checks import UserError, check_number
+from keras_microseg.checks import UserError, check_choice, check_number
 from keras_microseg.image import PixelSize
 from keras_microseg.measurement.particles import edge_lengths
 
@@ -75,12 +75,13 @@ def modal_composition(
     num_draws: int = 1000,
     seed: int = 0,
     widen: float = 1.0,
+    method: str = "inversion",
 ) -> Composition:
     """Area shares of the rock that a map samples, with intervals.
 
     Blocks are drawn with replacement; intervals are widened from the normal to Student's t of the number of blocks.
-    With a confusion matrix the shares p of the predictions are turned into true shares: the t on the simplex with the
-    smallest |C t - p|, where column k of C is how class k is predicted. Its own uncertainty enters by drawing it anew.
+    With a confusion matrix the shares of the predictions are turned into true shares (`correct_shares`). Its own
+    uncertainty enters by drawing it anew.
 
     Args:
         counts: (B, K) of `block_counts`; blocks should be several grains wide.
@@ -92,6 +93,7 @@ def modal_composition(
         seed: random seed.
         widen: factor for the sampling error, since neighbouring blocks are not quite independent: that of
             `class_maps.block_widening`.
+        method: of the correction, see `correct_shares`.
 
     Raises:
         UserError: fewer than two blocks with pixels, shapes that do not fit, or a class without validation pixels.
@@ -120,8 +122,8 @@ def modal_composition(
         empty = [name for name, row in zip(names, total, strict=True) if not row.sum()]
         if empty:
             raise UserError(f"Classes without validation pixels: {', '.join(empty)}. Leave them out or merge them.")
-        share = correct_shares(raw, total)
-        draws = np.array([correct_shares(p, _redraw(rng, regions, total)) for p in draws])
+        share = correct_shares(raw, total, method)
+        draws = np.array([correct_shares(p, _redraw(rng, regions, total), method) for p in draws])
     limits = [_interval(value, draws[:, k], number, confidence) for k, value in enumerate(share)]
     low, high = np.clip(np.array(limits).T, 0, 1)
     table = pd.DataFrame(
@@ -130,8 +132,23 @@ def modal_composition(
     return Composition(table, draws, number, confidence)
 
 
-def correct_shares(shares: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """(K,) true shares that explain predicted ones best, given pixels (K, K) true x predicted."""
+def correct_shares(shares: np.ndarray, confusion: np.ndarray, method: str = "inversion") -> np.ndarray:
+    """(K,) true shares that explain predicted ones.
+
+    Args:
+        shares: (K,) of the predictions, p.
+        confusion: (K, K) pixels true x predicted.
+        method: "inversion": the t on the simplex with the smallest |C t - p|, column k of C being how class k is
+            predicted; right also where the validation data hold other shares, but unsteady for classes that are hardly
+            ever found. "stratified": t = U p, column k of U being what is true where class k is predicted (Olofsson et
+            al. 2014); steady, for validation data from the same rock.
+    """
+    check_choice("method", method, ("inversion", "stratified"))
+    confusion = np.asarray(confusion, float)
+    if method == "stratified":
+        found = confusion.sum(axis=0)
+        rates = np.where(found > 0, confusion / np.maximum(found, 1e-12), np.eye(len(shares)))
+        return rates @ shares
     rates = (confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1e-12)).T
     heavy = 1e3  # holds the sum at 1
     system, target = np.vstack([rates, np.full(len(shares), heavy)]), np.append(shares, heavy)

@@ -43,7 +43,7 @@ def misnamed(rock, seed):
 
 def coverage(repeats, confidence=0.9):
     """Share of intervals, per class, that hold the abundances of the rocks: counted, and corrected for errors."""
-    counted, corrected = [], []
+    counted, corrected, stratified = [], [], []
     for seed in range(repeats):
         settings = RockSettings((240, 240), seed + 1000, grain_size=8, disc=0)
         truth_shares = np.array(settings.abundances)
@@ -51,36 +51,44 @@ def coverage(repeats, confidence=0.9):
         checked, named = misnamed(Rock(RockSettings((180, 180), seed + 9000, grain_size=8, disc=0)), seed + 1)
         tiles = [np.s_[i : i + 60, j : j + 60] for i in (0, 60, 120) for j in (0, 60, 120)]
         confusion = np.array([confusion_matrix(checked[t], named[t], 6) for t in tiles])
-        for classes, table, into in ((truth, None, counted), (found, confusion, corrected)):
+        for classes, table, method, into in (
+            (truth, None, "inversion", counted),
+            (found, confusion, "inversion", corrected),
+            (found, confusion, "stratified", stratified),
+        ):
             widen = block_widening(two_point_functions(classes, NAMES, max_distance=40), NAMES, 40)
             shares = modal_composition(
                 block_counts(classes, 6, 40), NAMES,
-                confusion=table, confidence=confidence, num_draws=300, seed=seed, widen=widen,
+                confusion=table, confidence=confidence, num_draws=300, seed=seed, widen=widen, method=method,
             ).table  # fmt: skip
             into.append((shares["low"] <= truth_shares) & (truth_shares <= shares["high"]))
-    return np.mean(counted, axis=0), np.mean(corrected, axis=0)
+    return tuple(np.mean(part, axis=0) for part in (counted, corrected, stratified))
 
 
 def test_intervals_cover_the_truth():
     """Nominal 0.90; of 60 repeats with 6 classes about 300 are independent: standard error below 0.02."""
-    counted, corrected = coverage(60)
+    counted, corrected, stratified = coverage(60)
     assert 0.86 <= counted.mean() <= 0.96
     assert 0.86 <= corrected.mean() <= 0.97
+    assert 0.84 <= stratified.mean() <= 0.97
 
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_in_many_repeats():
     """Every class by itself, standard error 0.017."""
-    counted, corrected = coverage(300)
-    print("nominal 0.9, counted", counted.round(3), "corrected", corrected.round(3))
+    counted, corrected, stratified = coverage(300)
+    print("nominal 0.9:", counted.round(3), "inversion", corrected.round(3), "stratified", stratified.round(3))
     assert (abs(counted - 0.9) < 0.05).all()
     assert ((corrected > 0.85) & (corrected < 0.97)).all()
+    assert ((stratified > 0.83) & (stratified < 0.97)).all()
 
 
 def test_confusion_is_undone():
     truth = np.array([0.1, 0.6, 0.3])
     rates = np.array([[0.8, 0.2, 0.0], [0.05, 0.85, 0.1], [0.0, 0.1, 0.9]])
     np.testing.assert_allclose(correct_shares(truth @ rates, rates * 1000), truth, atol=1e-6)
+    same_rock = truth[:, np.newaxis] * rates
+    np.testing.assert_allclose(correct_shares(truth @ rates, same_rock, "stratified"), truth, atol=1e-12)
     rng = np.random.default_rng(1)
     counts = rng.multinomial(500, truth @ rates, 50)
     regions = np.stack([[rng.multinomial(200, row) for row in rates] for _ in range(12)])
