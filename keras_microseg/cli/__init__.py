@@ -25,6 +25,7 @@ from keras_microseg.cli import (
     sem,
     sem_parts,
     volume,
+    volume_networks,
 )
 from keras_microseg.cli.annotations import app as annotations_app
 from keras_microseg.cli.shared import Group
@@ -65,6 +66,7 @@ filament.app.registered_commands += filament_networks.app.registered_commands
 sem.app.registered_commands += sem_parts.app.registered_commands
 mineral.app.registered_commands += mineral_maps.app.registered_commands + mineral_prepare.app.registered_commands
 particles.app.registered_commands += particles_measure.app.registered_commands
+volume.app.registered_commands += volume_networks.app.registered_commands
 app.add_typer(filament.app, name="filament")
 app.add_typer(sem.app, name="sem")
 app.add_typer(volume.app, name="volume")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from keras_microseg.cli.shared import (
     examples,
     list_failures,
     open_console,
+    parse_changes,
     parse_row,
     show_progress,
     use_backend,
@@ -91,20 +91,6 @@ def run(
         if path:
             typer.echo(f"{name}: {path}")
     list_failures(outcome.failures)
-
-
-def parse_changes(texts: list[str]) -> dict[str, Any]:
-    """`["a=3", "b=none"]` -> `{"a": 3, "b": "none"}`: numbers, tuples and True or False as Python writes them."""
-    changes = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign:
-            raise typer.BadParameter(f"write name=value. Received: {text!r}", param_hint="--set")
-        try:
-            changes[name.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            changes[name.strip()] = value.strip()
-    return changes
 
 
 def _print_plan(plan: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import sys
@@ -75,6 +76,20 @@ def parse_size(text: str) -> tuple[int, int]:
     if not all(part.strip().isdigit() for part in parts) or len(parts) not in (1, 2):
         raise typer.BadParameter(f"write rows x columns, like 712x1024. Received: {text!r}", param_hint="--size")
     return int(parts[0]), int(parts[-1])
+
+
+def parse_changes(texts: list[str]) -> dict[str, Any]:
+    """`["a=3", "b=none"]` -> `{"a": 3, "b": "none"}`: numbers, tuples and True or False as Python writes them."""
+    changes = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise typer.BadParameter(f"write name=value. Received: {text!r}", param_hint="--set")
+        try:
+            changes[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            changes[name.strip()] = value.strip()
+    return changes
 
 
 def open_console(*, stdout: bool = False) -> Any:

@@ -18,6 +18,9 @@ from scipy.sparse import csgraph
 from keras_microseg.segmentation.runs import LabelRuns, check_grey, connect_runs, find_runs, grey_of_runs
 
 
+_COUNTS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).sum(axis=1, dtype=np.int32)
+
+
 def label_runs(mask: np.ndarray, connectivity: int = 8, intensity: Any = None) -> LabelRuns:
     """Runs of a mask with its connected components as objects, labels 1..n in raster order of the first pixels.
 
@@ -59,10 +62,15 @@ def _from_right(bits: np.ndarray) -> np.ndarray:
     return moved
 
 
+def _kind(bits: np.ndarray) -> type:
+    """The smallest type of places."""
+    return np.int32 if bits.size < 1 << 27 else np.int64
+
+
 def _positions(bits: np.ndarray) -> np.ndarray:
     """Places of the ones in the flat bits, ascending."""
     flat = bits.reshape(-1)
-    kind = np.int32 if flat.size < 1 << 27 else np.int64
+    kind = _kind(flat)
     filled = np.flatnonzero(flat != 0)
     inside = np.flatnonzero(np.unpackbits(flat[filled]).view(bool)).astype(kind)
     return (filled.astype(kind) << 3)[inside >> 3] + (inside & 7)
@@ -85,24 +93,50 @@ def _number_pieces(
     even = np.pad(bits, (*odd, (0, 0))) if shape[0] % 2 or shape[1] % 2 else bits
     lines = [[np.ascontiguousarray(even[dz::2, dy::2]) for dy in (0, 1)] for dz in (0, 1)]
     bundles = lines[0][0] | lines[0][1] | lines[1][0] | lines[1][1]
-    begin = _positions(bundles & ~_from_left(bundles))
+    begins = (bundles & ~_from_left(bundles)).reshape(-1)
+    inside = _COUNTS[begins]
+    before = np.cumsum(inside, dtype=np.int32)
+    num_pieces = int(before[-1])
+    before -= inside
 
-    def piece(position: np.ndarray) -> np.ndarray:
-        return np.searchsorted(begin, position, side="right").astype(np.int32) - np.int32(1)
+    def piece(places: np.ndarray) -> np.ndarray:
+        """Index of the piece that a voxel of it belongs to: pieces that begin up to there, less one."""
+        byte = places >> 3
+        upto = begins[byte] >> (~places.astype(np.uint8) & np.uint8(7))
+        return before[byte] + (_COUNTS[upto] - np.int32(1))
 
     pairs = [np.stack([piece(places), piece(places + step)]) for places, step in _contacts(lines, bundles.shape)]
     first, second = np.concatenate(pairs, axis=1)
-    graph = sparse.coo_array((np.ones(len(first), bool), (first, second)), shape=(len(begin),) * 2)
-    count, component = csgraph.connected_components(graph, directed=False)
+    count, component = _join(num_pieces, first, second)
 
     z = line // shape[1]
     bundle = (z >> 1) * bundles.shape[1] + ((line - z * shape[1]) >> 1)
-    owner = component[piece(bundle.astype(begin.dtype) * (bits.shape[2] * 8) + x0)]
+    owner = component[piece(bundle.astype(_kind(bundles)) * (bits.shape[2] * 8) + x0)]
     first_run = np.zeros(count, np.int64)
     first_run[owner[::-1]] = np.arange(len(owner) - 1, -1, -1)
     rank = np.empty(count, np.int32)
     rank[np.argsort(first_run)] = np.arange(count, dtype=np.int32)
     return count, rank[owner]
+
+
+def _join(count: int, first: np.ndarray, second: np.ndarray) -> tuple[int, np.ndarray]:
+    """Number of components among pieces that touch, and that of every piece, int32; always `second < first`."""
+    root = np.arange(count, dtype=np.int32)
+    root[first] = second  # one neighbour before each piece makes a forest; its roots are found by doubling steps
+    while True:
+        above = root[root]
+        if np.array_equal(above, root):
+            break
+        root = above
+    roots = np.flatnonzero(root == np.arange(count))
+    number = np.empty(count, np.int32)
+    number[roots] = np.arange(len(roots))
+    number = number[root]
+    first, second = number[first], number[second]
+    apart = first != second
+    graph = sparse.coo_array((np.ones(apart.sum(), bool), (first[apart], second[apart])), shape=(len(roots),) * 2)
+    count, component = csgraph.connected_components(graph, directed=False)
+    return count, component[number]
 
 
 def _contacts(lines: list[list[np.ndarray]], shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, int]]:

@@ -189,13 +189,21 @@ def connect_runs(runs: LabelRuns, connectivity: int = 4) -> LabelRuns:
 
 def paint_runs(runs: LabelRuns) -> np.ndarray:
     """The label image of the runs, int32."""
-    width, size = runs.shape[-1], int(np.prod(runs.shape))
-    begin = runs.line.astype(np.int64) * width + runs.x0
-    ids = runs.labels[runs.owner].astype(np.int32)
-    flat = np.zeros(size + 1, np.int32)  # changes from pixel to pixel, then their sum
-    flat[begin] = ids
-    flat[begin + (runs.x1 - runs.x0)] -= ids
-    return np.cumsum(flat[:size], out=flat[:size]).reshape(runs.shape)
+    size = int(np.prod(runs.shape))
+    begin = runs.line.astype(np.int64) * runs.shape[-1] + runs.x0
+    stop = begin + (runs.x1 - runs.x0)
+    ids = runs.labels.astype(np.int32)[runs.owner]
+    out = np.empty(size, np.int32)
+    changes = np.empty(min(size, _STRIP_PIXELS) + 1, np.int32)
+    for start in range(0, size, _STRIP_PIXELS):  # pieces that stay in the cache: changes from pixel to pixel, their sum
+        piece = out[start : start + _STRIP_PIXELS]
+        first = int(np.searchsorted(stop, start, side="right"))
+        last = int(np.searchsorted(begin, start + len(piece)))
+        changes[: len(piece) + 1] = 0
+        changes[np.maximum(begin[first:last] - start, 0)] = ids[first:last]
+        changes[np.minimum(stop[first:last] - start, len(piece))] -= ids[first:last]
+        np.cumsum(changes[: len(piece)], out=piece)
+    return out.reshape(runs.shape)
 
 
 def find_runs(labels: Any, intensity: Any = None) -> LabelRuns:

@@ -19,6 +19,27 @@ from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read
 ARCHITECTURES = ("default", "large", "vfp_2level", "vfp_4level", "2.5d")
 LABELS = ("instances", "mask", "classes")
 LOSSES = ("auto", "dice", "dice_crossentropy", "focal_tversky", "crossentropy")
+PRESETS: dict[str, dict[str, Any]] = {
+    # a few minutes on two CPU cores; sees 44 voxels
+    "fast": {
+        "filters": (8, 16, 32), "pools": ((2, 2, 2),) * 2, "patch": 48, "epochs": 10, "steps_per_epoch": 20,
+        "learning_rate": 3e-3,
+    },
+    # 20 to 30 minutes on a CPU; sees 96 voxels
+    "standard": {},
+    # full-resolution spheres, on a GPU of 16 GB or more
+    "gpu": {
+        "architecture": "large", "patch": (64, 128, 128), "batch_size": 4, "epochs": 60, "steps_per_epoch": 200,
+        "mixed_precision": True,
+    },
+    # as the older scripts trained
+    "paper": {
+        "labels_are": "mask", "architecture": "vfp_2level", "loss": "dice", "normalization": "minmax",
+        "epochs": 100, "batch_size": 1, "learning_rate": 1e-4, "patience": 10, "augment": 0.0, "epoch_files": True,
+        "patch": (10, 256, 256), "validation": 0.2, "gap": 21,
+    },
+}  # fmt: skip
+"""How long to train what; the values are changes to the defaults of `TrainVolumeSettings`."""
 MODEL = "model.keras"
 SETTINGS = "train_settings.json"
 _FILES = (MODEL, "best.keras", "last.keras", "checkpoint.npz", "log.csv", "run.json", SETTINGS, "training_report.json")
@@ -110,6 +131,22 @@ class TrainVolumeSettings:
         check_number("seed", self.seed, minimum=0, integer=True)
 
     @classmethod
+    def from_preset(cls, preset: str, volume: Any, labels: Any, **changes: Any) -> TrainVolumeSettings:
+        """Settings of a preset in `PRESETS`; a change of the architecture takes that one's own filters and pools.
+
+        Raises:
+            UserError: no such preset, or no such setting.
+        """
+        values = {**PRESETS[check_choice("preset", preset, PRESETS)], **changes}
+        if "architecture" in changes:
+            for name in ("filters", "pools"):
+                values[name] = changes.get(name)
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            check_choice("setting", name, known)
+        return cls(volume, labels, **values)
+
+    @classmethod
     def from_legacy(cls, options: Mapping[str, Any], **changes: Any) -> TrainVolumeSettings:
         """Settings from the option names of the older scripts, which trained `vfp_2level` on a mask with Dice.
 
@@ -119,11 +156,7 @@ class TrainVolumeSettings:
         Raises:
             UserError: an unknown name, or a resize factor other than 1.
         """
-        values: dict[str, Any] = {
-            "labels_are": "mask", "architecture": "vfp_2level", "loss": "dice", "normalization": "minmax",
-            "epochs": 100, "batch_size": 1, "learning_rate": 1e-4, "patience": 10, "augment": 0.0, "epoch_files": True,
-            "patch": (10, 256, 256), "validation": 0.2, "gap": 21,
-        }  # fmt: skip
+        values = dict(PRESETS["paper"])
         for name, value in options.items():
             key = name.lower()
             check_choice("option", key, _OLD_NAMES)
