@@ -15,8 +15,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from keras_microseg.segmentation.runs import LabelRuns, check_grey, connect_runs, find_runs, grey_of_runs
-
+from keras_microseg.segmentation.runs import LabelRuns, check_grey, connect_runs, find_runs
 
 _COUNTS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, np.newaxis], axis=1).sum(axis=1, dtype=np.int32)
 
@@ -37,7 +36,7 @@ def label_runs(mask: np.ndarray, connectivity: int = 8, intensity: Any = None) -
     bits = _pack(mask)
     line, x0, x1 = _read_runs(bits)
     count, owner = _number_pieces(bits, line, x0, mask.shape)
-    values = None if intensity is None else grey_of_runs(np.asarray(intensity), line, x0, x1)
+    values = None if intensity is None else np.asarray(intensity)[mask]
     return LabelRuns(mask.shape, np.arange(1, count + 1, dtype=np.int32), owner, line, x0, x1, values)
 
 

@@ -240,7 +240,7 @@ def find_runs(labels: Any, intensity: Any = None) -> LabelRuns:
         begin, stop = edges[is_object], edges[1:][is_object[:-1]]
         line, x0 = np.divmod(begin, width + 1)
         if intensity is not None:
-            values.append(grey_of_runs(np.asarray(intensity[top : top + rows]), line, x0, x0 + (stop - begin)))
+            values.append(np.asarray(intensity[top : top + rows])[strip != 0])
         line += top * lines
         parts.append((ids[is_object], line.astype(np.int32), x0.astype(np.int32), (stop - begin).astype(np.int32)))
     if not parts:
@@ -265,12 +265,6 @@ def check_grey(intensity: Any, shape: tuple[int, ...]) -> None:
         )
     if np.dtype(intensity.dtype).kind not in "biuf":
         raise UserError(f"`intensity` must hold real numbers. Received: dtype {intensity.dtype}")
-
-
-def grey_of_runs(intensity: np.ndarray, line: np.ndarray, x0: np.ndarray, x1: np.ndarray) -> np.ndarray:
-    """Grey values of the pixels of runs, one run after the other."""
-    begin = line.astype(np.int64) * intensity.shape[-1] + x0
-    return intensity.reshape(-1)[expand(begin, x1 - x0)]
 
 
 def _index_labels(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_choice, check_number, standardize_tuple
 from keras_microseg.intensity import NORMALIZATIONS, Normalizer
 from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read_json, run_facts, write_json
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("default", "large", "vfp_2level", "vfp_4level", "2.5d")
 LABELS = ("instances", "mask", "classes")
@@ -69,7 +72,8 @@ class TrainVolumeSettings:
         labelled: slices that are annotated (others are ignored); None = all.
         ignore: label of voxels without annotation; None = there are none.
         slices: use only the first so many slices; None = all.
-        validation: share of the slices kept for validation, one block; 0 = none.
+        validation: share of the slices kept for validation, one block; 0 = none; None = 0.2 where the volume has the
+            slices for both parts, else none.
         gap: slices left out between training and validation; None = the network's receptive field.
         epochs, steps_per_epoch, batch_size, learning_rate, patience, seed: as in `train`; `batch_size` is per device.
         loss: `"auto"`: that of instance maps, or Dice + cross-entropy.
@@ -97,7 +101,7 @@ class TrainVolumeSettings:
     labelled: tuple[int, ...] | None = None
     ignore: int | None = None
     slices: int | None = None
-    validation: float = 0.2
+    validation: float | None = None
     gap: int | None = None
     epochs: int = 30
     steps_per_epoch: int = 50
@@ -125,7 +129,8 @@ class TrainVolumeSettings:
         for name in ("epochs", "steps_per_epoch", "batch_size", "devices"):
             check_number(name, getattr(self, name), minimum=1, integer=True)
         standardize_tuple(self.patch, 3, "patch")
-        check_number("validation", self.validation, minimum=0, maximum=0.5)
+        if self.validation is not None:
+            check_number("validation", self.validation, minimum=0, maximum=0.5)
         check_number("learning_rate", self.learning_rate, minimum=0, exclusive=True)
         check_number("augment", self.augment, minimum=0, maximum=2)
         check_number("seed", self.seed, minimum=0, integer=True)
@@ -242,7 +247,7 @@ class VolumeTraining:
     """Builds everything that one training needs, equally in every process that takes part in it."""
 
     def __init__(self, settings: TrainVolumeSettings, out: Path):
-        from keras_microseg.data.volumes import LabelledVolume, split_slices
+        from keras_microseg.data.volumes import LabelledVolume
         from keras_microseg.models.unet3d import PRESETS, receptive_field, total_stride
 
         self.settings = settings
@@ -265,9 +270,7 @@ class VolumeTraining:
         for number, (grey, labels) in enumerate(pairs):
             depth = grey.shape[0] if settings.slices is None else min(settings.slices, grey.shape[0])
             try:
-                training, held = split_slices(
-                    depth, settings.validation, gap, least=self.size[0], seed=settings.seed + number
-                )
+                training, held = self._split(depth, gap, settings.seed + number, grey.name)
             except UserError as error:
                 raise UserError(f"{grey.name}: {error}") from None
             scale = Normalizer.fit(grey.data, settings.normalization)
@@ -296,6 +299,19 @@ class VolumeTraining:
         self.card |= {"num_slices": settings.num_slices} if settings.architecture == "2.5d" else {"ndim": 3}
         if self.num_classes:
             self.card["classes"] = self.num_classes
+
+    def _split(self, depth: int, gap: int, seed: int, name: str) -> tuple[Any, Any]:
+        """`split_slices`; without validation where none was asked for and the volume is too thin for it."""
+        from keras_microseg.data.volumes import split_slices
+
+        share = self.settings.validation
+        try:
+            return split_slices(depth, 0.2 if share is None else share, gap, least=self.size[0], seed=seed)
+        except UserError:
+            if share is not None:
+                raise
+        logger.warning("%s: %d slices are too few for a part of its own for validation; there is none.", name, depth)
+        return split_slices(depth, 0, gap, least=self.size[0])
 
     def _choose_outputs(self, pairs: Sequence[tuple[Any, Any]]) -> tuple[tuple[str, ...], int | None]:
         settings = self.settings
