@@ -134,7 +134,7 @@ def mask(
     sigma: Annotated[float, typer.Option(help="Gaussian smoothing, voxels.")] = 0.0,
     clahe: Annotated[bool, typer.Option("--clahe/--no-clahe", help="Equalize the contrast first.")] = True,
     clip_limit: Annotated[float, typer.Option(help="Of CLAHE; higher gives more contrast.")] = 0.01,
-    threshold: Annotated[str, typer.Option(help="'otsu' or a grey value.")] = "otsu",
+    threshold: Annotated[str, typer.Option(help="'otsu', 'halfway' (with --no-clahe) or a grey value.")] = "otsu",
     classes: Annotated[int, typer.Option(help="2, or 3 to 5 for multi-Otsu.")] = 2,
     keep_classes: Annotated[str | None, typer.Option(help="Classes that are object, like 1,2 (0 = darkest).")] = None,
     invert: Annotated[str, typer.Option(help="'slices' (those more than half white), 'always', 'never'.")] = "slices",
@@ -162,7 +162,7 @@ def mask(
 
     how = prepare.MaskSettings(
         phase_filter=phase_filter, sigma=sigma, clahe=clahe, clip_limit=clip_limit,
-        threshold=number_or(threshold, "otsu"), classes=classes,
+        threshold=number_or(threshold, "otsu", "halfway"), classes=classes,
         keep_classes=None if keep_classes is None else tuple(parse_whole(part) for part in keep_classes.split(",")),
         invert=invert, region=_region(region), centre_square=centre_square,
         erosion=erosion, dilation=dilation, opening=opening, closing=closing,
@@ -214,7 +214,7 @@ def label(
     from keras_microseg.segmentation.linking import LinkSettings
     from keras_microseg.workflows import tomography_measure as work
 
-    level = threshold if threshold in (None, "otsu", "halfway", "kmeans") else number_or(threshold, "otsu")
+    level = None if threshold is None else number_or(threshold, "otsu", "halfway", "kmeans")
     settings = work.LabelRun(
         source, method, distance, level, dark, sigma, merge_ratio, min_size, connectivity, halo,
         LinkSettings(min_iou=min_iou, max_gap=max_gap, min_slices=min_slices), kind, voxel_size, dataset, max_ram,
@@ -272,13 +272,16 @@ def evaluate(
     min_size: Annotated[int, typer.Option(help="Ignore objects of fewer voxels.")] = 0,
     max_ram: MaxRam = "8GB",
 ) -> None:
-    """Score a label volume against the truth: voxels and objects. Needs no keras."""
+    """Score a label volume against the truth: voxels, surfaces and objects. Needs no keras."""
     from keras_microseg.workflows import tomography_measure as work
 
     scores = work.evaluate(predicted, truth, out, threshold=threshold, min_size=min_size, max_ram=max_ram)
     typer.echo(f"{scores.true_objects} true and {scores.found_objects} found objects")
     for name, value in {**scores.objects, **{f"voxel {k}": v for k, v in scores.voxels.items()}}.items():
         typer.echo(f"  {name}: {value:.4g}")
+    for name, value in scores.surface.items():
+        unit = "" if name == "surface_dice" else f" {scores.unit}"
+        typer.echo(f"  {name.replace('_', ' ')}: {value:.4g}{unit}")
     typer.echo(f"  average precision: {scores.average_precision:.4g}")
     typer.echo(f"  split {scores.split}, merged {scores.merged}, missed {scores.missed}, spurious {scores.spurious}")
 
@@ -359,14 +362,15 @@ def say_written(path: Path, out: Path, report: bool) -> None:
         typer.echo(f"Report: {out / 'report.html'}")
 
 
-def number_or(text: str, word: str) -> str | float:
-    """The number that `text` is, or `word` where it is that word."""
-    if text == word:
+def number_or(text: str, *words: str) -> str | float:
+    """The number that `text` is, or `text` where it is one of the words."""
+    if text in words:
         return text
     try:
         return float(text)
     except ValueError:
-        raise typer.BadParameter(f"write '{word}' or a number. Received: {text!r}") from None
+        quoted = ", ".join(repr(word) for word in words)
+        raise typer.BadParameter(f"write {quoted} or a number. Received: {text!r}") from None
 
 
 def _region(text: str | None) -> str | float | tuple[tuple[float, ...], ...] | None:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 
 from keras_microseg.checks import UserError, check_choice
 from keras_microseg.image import PixelSize
 from keras_microseg.metrics.pixel import confusion_matrix
+from keras_microseg.metrics.surface import score_surfaces
 
 PUBLISHED_EPS = 1.1920929e-7
 EMPTY_RULES = ("perfect", "published")
@@ -86,17 +86,7 @@ def distance_95(truth: np.ndarray, predicted: np.ndarray, sampling: float | tupl
     Returns:
         0 when both are empty, NaN when one is.
     """
-    truth, predicted = np.asarray(truth, bool), np.asarray(predicted, bool)
-    if not truth.any() and not predicted.any():
-        return 0.0
-    if not truth.any() or not predicted.any():
-        return float("nan")
-    sampling = np.broadcast_to(np.asarray(sampling, float), truth.ndim)
-    window = tuple(slice(max(0, w.min() - 1), w.max() + 2) for w in np.nonzero(truth | predicted))
-    masks = [mask[window] for mask in (truth, predicted)]
-    outlines = [mask & ~ndimage.binary_erosion(np.pad(mask, 1))[1:-1, 1:-1] for mask in masks]
-    to_truth, to_predicted = (ndimage.distance_transform_edt(~outline, sampling=sampling) for outline in outlines)
-    return float(max(np.percentile(to_truth[outlines[1]], 95), np.percentile(to_predicted[outlines[0]], 95)))
+    return score_surfaces(truth, predicted, sampling).hausdorff_95
 
 
 @dataclasses.dataclass(frozen=True)

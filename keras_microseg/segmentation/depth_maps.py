@@ -8,6 +8,7 @@ every slice.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,54 @@ class GradientEnergy:
         return ndimage.correlate1d(energy, np.ones(window, np.float32), axis=0, mode="constant")
 
 
+@dataclasses.dataclass(frozen=True)
+class StructureCoherence:
+    """How much the grey values around a voxel change along one direction alone, 0 (none or all alike) to 1.
+
+    The structure tensor is the outer product of the gradient with itself, averaged over a Gaussian window; with its
+    eigenvalues l the coherence is sqrt(sum (li - lj)^2 / (2 sum li^2)), their fractional anisotropy: 1 at a flat
+    surface, 0.71 along a straight fibre, near 0 in noise. It needs no eigenvalues: the sums are
+    3 |J|^2 - trace(J)^2 and |J|^2.
+
+    Reference: Weickert (1998), Anisotropic diffusion in image processing; Basser and Pierpaoli (1996).
+
+    Attributes:
+        scale: Gaussian smoothing before the gradient, voxels.
+        window: standard deviation of the averaging window, voxels.
+        noise: gradient (grey value per voxel) that counts as none: below it the coherence falls to 0.
+    """
+
+    scale: float = 1.0
+    window: float = 3.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale, minimum=0, maximum=50)
+        check_number("window", self.window, minimum=0.3, maximum=50)
+        check_number("noise", self.noise, minimum=0)
+
+    @property
+    def halo(self) -> int:
+        return math.ceil(4 * self.scale) + math.ceil(4 * self.window) + 2
+
+    def __call__(self, block: np.ndarray, origin: Sequence[int] = (0, 0, 0)) -> np.ndarray:
+        """float32 coherence of a block (D, H, W) with its halo."""
+        grey = block.astype(np.float32)
+        if self.scale:
+            grey = ndimage.gaussian_filter(grey, self.scale)
+        gradient = [_gradient(grey, axis) for axis in range(3)]
+        norm, trace = np.zeros_like(grey), np.zeros_like(grey)
+        for i in range(3):
+            for j in range(i, 3):
+                entry = ndimage.gaussian_filter(gradient[i] * gradient[j], self.window)
+                if i == j:
+                    trace += entry
+                norm += (1 if i == j else 2) * np.square(entry)
+        spread = np.maximum(3 * norm - np.square(trace), 0)
+        floor = 2 * np.float32(self.noise) ** 4 + np.finfo(np.float32).tiny
+        return np.sqrt(spread / (2 * norm + floor))
+
+
 def cumulative_depth(volume: np.ndarray, *, sigma: float = SMOOTHING) -> tuple[np.ndarray, np.ndarray]:
     """The map of the source: running sum over z of |central differences|, from slice 0.
 
@@ -71,7 +120,7 @@ def cumulative_depth(volume: np.ndarray, *, sigma: float = SMOOTHING) -> tuple[n
 def depth_labels(
     volume: np.ndarray,
     *,
-    method: str | GradientEnergy = "cumulative",
+    method: str | GradientEnergy | StructureCoherence = "cumulative",
     percentile: float = PERCENTILE,
     per_slice: bool = False,
     connectivity: int = 4,
@@ -80,7 +129,7 @@ def depth_labels(
 
     Args:
         volume: (D, H, W).
-        method: "cumulative" (the source) or a `GradientEnergy`.
+        method: "cumulative" (the source), a `GradientEnergy` or a `StructureCoherence`.
         percentile: of the whole (smoothed) map, 0..100.
         per_slice: take the percentile in every slice by itself, so that a map that grows with z selects in all.
         connectivity: 4 (6 neighbours, the source) or 8 (26).
@@ -91,11 +140,11 @@ def depth_labels(
     check_number("percentile", percentile, minimum=0, maximum=100)
     if method == "cumulative":
         depth, smooth = cumulative_depth(volume)
-    elif isinstance(method, GradientEnergy):
+    elif isinstance(method, GradientEnergy | StructureCoherence):
         depth = method(np.asarray(volume))
         smooth = ndimage.gaussian_filter(depth, SMOOTHING)
     else:
-        raise UserError(f"`method` must be 'cumulative' or a GradientEnergy. Received: {method!r}")
+        raise UserError(f"`method` must be 'cumulative', GradientEnergy or StructureCoherence. Received: {method!r}")
     level = (
         np.percentile(smooth, percentile, axis=(1, 2), keepdims=True)
         if per_slice

@@ -44,7 +44,8 @@ class MaskSettings:
         clahe: equalize the contrast first.
         kernel_size: contextual region of CLAHE, (z, y, x); None = an eighth of every axis.
         clip_limit: of CLAHE.
-        threshold: `"otsu"` or a number in grey values of the volume (of 0..1 after CLAHE); object = greater.
+        threshold: `"otsu"`, `"halfway"` between the peaks of the histogram (without CLAHE), or a number in grey values
+            of the volume (of 0..1 after CLAHE); object = greater.
         classes: 2, or 3 to 5 for multi-Otsu.
         keep_classes: classes (0 = darkest) that count as object; None = the brightest for 2 classes, a class map
             0, 1, 2, ... for more.
@@ -80,7 +81,9 @@ class MaskSettings:
             check_number("phase_filter", self.phase_filter, minimum=0)
         check_number("sigma", self.sigma, minimum=0, maximum=50)
         if isinstance(self.threshold, str):
-            check_choice("threshold", self.threshold, ("otsu",))
+            check_choice("threshold", self.threshold, ("otsu", "halfway"))
+            if self.threshold == "halfway" and (self.clahe or self.classes > 2):
+                raise UserError("threshold='halfway' is for two classes without CLAHE. Pass clahe=False and classes=2.")
         check_number("classes", self.classes, minimum=2, maximum=5, integer=True)
         check_choice("invert", self.invert, ("slices", "always", "never"))
         for name in ("erosion", "dilation", "opening", "closing"):
@@ -186,7 +189,7 @@ def make_mask(
     white = [float(np.count_nonzero(out[z : z + 1]) / math.prod(out.shape[1:])) for z in range(out.shape[0])]
     return {
         "kind": "pseudo-labels",
-        "method": "clahe_otsu" if settings.clahe else "otsu",
+        "method": "clahe_otsu" if settings.clahe else str(settings.threshold),
         "settings": dataclasses.asdict(settings),
         "thresholds": list(binary.thresholds),
         "inverted_slices": sorted(binary.inverted),
@@ -303,6 +306,8 @@ class _Classes:
             if statistics is not None:
                 return statistics.multi_otsu(settings.classes)
             return tuple(float(t) for t in filters.threshold_multiotsu(classes=settings.classes, hist=histogram))
+        if settings.threshold == "halfway":
+            return (statistics.halfway(),)
         if statistics is not None:
             return (statistics.otsu(None if statistics.is_exact else 256),)
         return (float(filters.threshold_otsu(hist=histogram)),)

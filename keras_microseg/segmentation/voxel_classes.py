@@ -179,17 +179,8 @@ def fit_multi_otsu(volume: Any, num_classes: int = 2, *, max_ram: str | int = "2
 
 
 def fit_halfway(volume: Any, *, max_ram: str | int = "256MB") -> Thresholds:
-    """Threshold half way between the peaks of the histogram below and above Otsu's (ISO 50 of dimensional XCT).
-
-    A blurred edge crosses that grey value where the surface is, whatever the shares of the phases; Otsu's threshold is
-    pulled towards the larger phase, which moves every surface.
-    """
-    statistics = volume_statistics(volume, max_ram=max_ram)
-    level = statistics.otsu()
-    counts, centres = statistics.grouped(256)
-    counts = ndimage.gaussian_filter1d(counts.astype(np.float64), 2.0, mode="constant")
-    peaks = [float(centres[side][counts[side].argmax()]) for side in (centres <= level, centres > level) if side.any()]
-    return Thresholds((sum(peaks) / len(peaks),) if peaks else (level,))
+    """Threshold half way between the peaks of the histogram, see `VolumeStatistics.halfway`."""
+    return Thresholds((volume_statistics(volume, max_ram=max_ram).halfway(),))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,8 +256,8 @@ def classify_volume(volume: Any, out: Any, method: Callable[..., np.ndarray], *,
     Args:
         volume: (D, H, W) array or lazy array.
         out: writable array of the same shape; uint8 for classes.
-        method: `KMeans`, `Thresholds`, `PixelForest`, `GradientEnergy`, or any callable of a block and its origin with
-            an attribute `halo`.
+        method: `KMeans`, `Thresholds`, `PixelForest`, `GradientEnergy`, `StructureCoherence`, or any callable of a
+            block and its origin with an attribute `halo`.
         max_ram: bytes to work with.
     """
     shape = tuple(volume.shape)

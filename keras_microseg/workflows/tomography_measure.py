@@ -22,7 +22,9 @@ from keras_microseg.inference.views import DiskArray, ThresholdView
 from keras_microseg.intensity import volume_statistics
 from keras_microseg.measurement import measure_particles, size_distribution, summarize_sizes
 from keras_microseg.measurement import phases as phase
+from keras_microseg.measurement.particles import edge_lengths
 from keras_microseg.metrics import instance, pixel
+from keras_microseg.metrics.surface import score_surfaces
 from keras_microseg.segmentation.decode import DecodeSettings
 from keras_microseg.segmentation.linking import LinkSettings, apply_links, link_slices
 from keras_microseg.segmentation.pseudo_labels import check_finite_slices
@@ -322,6 +324,8 @@ class VolumeScores:
 
     Attributes:
         voxels: Dice, IoU, precision, recall, accuracy of all objects against the background.
+        surface: distances between both surfaces (`metrics.surface.SurfaceScores`) in `unit`.
+        unit: of the voxel size of the truth, else "px".
         objects: `metrics.instance.Match` at the threshold, without the pairs.
         average_precision: mean over IoU 0.5 to 0.95.
         split, merged, missed, spurious: see `count_split_merge`.
@@ -329,6 +333,8 @@ class VolumeScores:
     """
 
     voxels: dict[str, float]
+    surface: dict[str, float]
+    unit: str
     objects: dict[str, float]
     average_precision: float
     split: int
@@ -360,9 +366,12 @@ def evaluate(
     Raises:
         UserError, FileError: shapes differ, no labels, too little memory.
     """
-    arrays = []
+    arrays, size = [], None
     for value in (truth, predicted):
-        array = value if isinstance(value, np.ndarray) else io.open_volume(value).data
+        if not isinstance(value, np.ndarray):
+            image = io.open_volume(value)
+            size = size or image.pixel_size
+        array = value if isinstance(value, np.ndarray) else image.data
         if array.size * 24 > parse_bytes(max_ram):
             raise UserError(f"Scoring {tuple(array.shape)} voxels needs --max-ram {array.size * 24 / 1e9:.1f}GB.")
         arrays.append(np.asarray(array[...]))
@@ -376,9 +385,12 @@ def evaluate(
     found = instance.match(table, threshold=threshold)
     counts = pixel.count(*arrays)
     parts = instance.count_split_merge(table)
+    surface = score_surfaces(*arrays, edge_lengths(size, 3))
     scores = VolumeScores(
         voxels={f.__name__: float(f(counts)) for f in (pixel.dice, pixel.iou, pixel.precision, pixel.recall,
                                                        pixel.accuracy)},
+        surface=dataclasses.asdict(surface),
+        unit="px" if size is None else size.unit,
         objects={name: getattr(found, name) for name in ("precision", "recall", "f1", "mean_iou", "panoptic_quality",
                                                          "tp", "fp", "fn", "threshold")},
         average_precision=instance.average_precision(table),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -233,7 +232,7 @@ def train_volume(
     write_json(out / SETTINGS, {**plain(settings), "card": task.card})
     result = train_on_devices(task, settings.devices, out, resume=resume, progress=progress)
     best = result.history[(result.best_epoch or len(result.history)) - 1]
-    _save_main(result.best_path, out / MODEL)
+    _save_main(result.best_path, out / MODEL, task)
     scores = {key: float(value) for key, value in best.items() if key not in ("epoch", "seconds", "learning_rate")}
     write_json(
         out / SETTINGS,
@@ -394,6 +393,33 @@ class VolumeTraining:
             "callbacks": [EpochFiles()] if s.epoch_files else [],
         }
 
+    def find_threshold(self, model: Any) -> float:
+        """Probability above which the share of the foreground is that of the labels.
+
+        Patches are drawn towards the foreground in training, which shifts probabilities; here they are drawn evenly,
+        from the validation slices where there are any, and their middles count alone.
+        """
+        from keras_microseg.data.volumes import VolumePatches
+
+        if self.num_classes or "foreground" not in self.outputs:
+            return 0.5
+        options = {"num_slices": self.settings.num_slices} if self.settings.architecture == "2.5d" else {}
+        patches = VolumePatches(
+            self.validation or self.volumes, 32, 1, self.settings.seed, fixed=True, size=self.size,
+            outputs=self.outputs, foreground_share=0.0, **options,
+        )  # fmt: skip
+        channel = self.outputs.index("foreground")
+        found, true = [], []
+        for grey, targets in (patches[index] for index in range(len(patches))):
+            middle = tuple(slice(n // 4, n - n // 4) for n in targets.shape[1:-1])
+            known = targets[(0, *middle, -1)] > 0 if patches.is_sparse else slice(None)
+            found.append(np.asarray(model.predict_on_batch(grey))[(0, *middle, channel)][known].ravel())
+            true.append(targets[(0, *middle, channel)][known].ravel() > 0.5)
+        share = np.concatenate(true).mean()
+        if not 0 < share < 1:
+            return 0.5
+        return round(float(np.clip(np.quantile(np.concatenate(found), 1 - share), 0.1, 0.9)), 3)
+
     def _loss(self, losses: Any) -> Any:
         name = self.settings.loss
         if name == "auto" and not self.num_classes and self.outputs != ("foreground",):
@@ -459,17 +485,15 @@ def _largest(labels: Any, ignore: int | None) -> int:
     return largest
 
 
-def _save_main(best_path: Path, path: Path) -> None:
-    """Copy the best model, without the extra outputs of deep supervision."""
+def _save_main(best_path: Path, path: Path, task: VolumeTraining) -> None:
+    """The model of the best epoch, without the extra outputs of deep supervision, with its threshold on the card."""
     from keras_microseg.models.saving import load_model, save_model
     from keras_microseg.models.unet3d import main_maps
 
     model, card = load_model(best_path)
-    if main_maps(model) is model:
-        with io.atomic_path(path) as temporary:
-            shutil.copyfile(best_path, temporary)
-    else:
-        save_model(main_maps(model), path, card)
+    model = main_maps(model)
+    task.card["decode"]["threshold"] = task.find_threshold(model)
+    save_model(model, path, {**card, "decode": task.card["decode"]})
 
 
 def _report(settings: TrainVolumeSettings, task: VolumeTraining, result: Any, started: str) -> dict[str, Any]:

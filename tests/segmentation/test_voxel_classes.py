@@ -6,7 +6,7 @@ from scipy import ndimage
 
 from keras_microseg.checks import UserError
 from keras_microseg.metrics import pixel
-from keras_microseg.segmentation.depth_maps import GradientEnergy, cumulative_depth, depth_labels
+from keras_microseg.segmentation.depth_maps import GradientEnergy, StructureCoherence, cumulative_depth, depth_labels
 from keras_microseg.segmentation.pixel_forest import fit_forest
 from keras_microseg.segmentation.voxel_classes import (
     classify_volume,
@@ -41,7 +41,7 @@ def test_kmeans_coordinates_and_weights():
         fit_kmeans(grey, 2, weights=(1, 2, 3))
 
 
-@pytest.mark.parametrize("method", ["kmeans", "otsu", "forest", "energy"])
+@pytest.mark.parametrize("method", ["kmeans", "otsu", "forest", "energy", "coherence"])
 def test_slabs_give_the_same(method):
     truth, grey = phases(noise=0.03)
     some = np.full(truth.shape, 255, np.uint8)
@@ -51,6 +51,7 @@ def test_slabs_give_the_same(method):
         "otsu": lambda: fit_multi_otsu(grey, 3),
         "forest": lambda: fit_pixel_forest(grey, some, num_trees=4, depth=6, features=("intensity", "smooth")),
         "energy": lambda: GradientEnergy(3),
+        "coherence": lambda: StructureCoherence(0.5, 0.7),
     }[method]()
     whole = fitted(grey)
     out = np.zeros(grey.shape, whole.dtype)
@@ -121,3 +122,27 @@ def test_halfway_finds_the_level_of_the_edge():
     level = fit_halfway(grey).values[0]
     assert level == pytest.approx(0.5, abs=0.02)
     assert fit_halfway(grey)(grey).sum() == pytest.approx(ball.sum(), rel=0.08)  # blur shrinks what is convex
+
+
+def test_coherence_knows_surfaces_fibres_and_noise():
+    z, y, x = np.meshgrid(*[np.arange(-20, 21)] * 3, indexing="ij")
+    coherence = StructureCoherence(1.0, 2.0)
+    plane = coherence(np.where(z + 0.5 * y > 0, 1.0, 0.0))
+    assert plane[20, 20, 20] > 0.97
+    fibre = coherence(np.exp(-(z**2 + y**2) / 18))
+    assert fibre[20, 20, 20] == pytest.approx(np.sqrt(0.5), abs=0.03)  # two equal eigenvalues, one 0
+    noise = coherence(np.random.default_rng(0).normal(size=z.shape))
+    assert 0 < np.median(noise[10:31, 10:31, 10:31]) < 0.5
+    assert not coherence(np.full(z.shape, 7.0)).any()
+    quiet = StructureCoherence(1.0, 2.0, noise=0.5)(0.01 * np.random.default_rng(0).normal(size=z.shape))
+    assert quiet.max() < 0.01
+
+
+def test_coherence_by_eigenvalues():
+    grey = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=(12, 13, 14)), 2)
+    gradient = np.stack(np.gradient(ndimage.gaussian_filter(grey.astype(np.float32), 1.0)))
+    tensor = np.array([[ndimage.gaussian_filter(a * b, 3.0) for a in gradient] for b in gradient])
+    values = np.linalg.eigvalsh(np.moveaxis(tensor, (0, 1), (-2, -1)).astype(float))
+    apart = sum((values[..., i] - values[..., j]) ** 2 for i, j in ((0, 1), (0, 2), (1, 2)))
+    expected = np.sqrt(apart / (2 * (values**2).sum(axis=-1)))
+    np.testing.assert_allclose(StructureCoherence()(grey), expected, atol=1e-3)

@@ -1,5 +1,6 @@
 """The path through a volume: train, predict, label, measure; resumed runs, sparse labels, 2.5D, clear errors."""
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -16,7 +17,7 @@ from keras_microseg.models.saving import load_model
 from keras_microseg.simulation.phantoms import PhantomSettings, make_phantom
 from keras_microseg.workflows.tomography import TomographySettings, run
 from keras_microseg.workflows.tomography_predict import PredictVolumeSettings, predict
-from keras_microseg.workflows.tomography_train import TrainVolumeSettings, train_volume
+from keras_microseg.workflows.tomography_train import TrainVolumeSettings, VolumeTraining, train_volume
 
 pytestmark = pytest.mark.network
 SMALL = {
@@ -157,6 +158,33 @@ def test_the_whole_path(data, tmp_path):
     assert again.manifest["steps"]["train"]["seconds"] == folder.manifest["steps"]["train"]["seconds"]
     with pytest.raises(UserError, match="model='train'"):
         TomographySettings("a.tif", labels="b.tif")
+
+
+def test_threshold_keeps_the_share_of_the_labels(data, tmp_path):
+    """An untrained network gives some probability anywhere; its threshold still gives the share of the labels."""
+    chosen = settings(data, labels_are="mask", epochs=1, steps_per_epoch=1)
+    model, card = load_model(train_volume(chosen, tmp_path / "model").model_path)
+    task = VolumeTraining(chosen, tmp_path / "other")
+    assert card["decode"]["threshold"] == task.find_threshold(model) != 0.5
+    assert 0.1 <= card["decode"]["threshold"] <= 0.9
+
+
+def test_presets():
+    paper = TrainVolumeSettings.from_preset("paper", "a.tif", "b.tif", epochs=3)
+    assert (paper.architecture, paper.loss, paper.epochs) == ("vfp_2level", "dice", 3)
+    assert TrainVolumeSettings.from_preset("fast", "a", "b", architecture="large").filters is None
+    assert TrainVolumeSettings.from_preset("standard", "a", "b") == TrainVolumeSettings("a", "b")
+    with pytest.raises(UserError, match="setting"):
+        TrainVolumeSettings.from_preset("fast", "a", "b", epoch=3)
+    with pytest.raises(UserError, match="preset"):
+        TomographySettings("a.tif", preset="quick")
+
+
+def test_no_validation_in_thin_volumes(data, tmp_path, caplog):
+    thin = settings(data, gap=40, validation=None)
+    assert not VolumeTraining(thin, tmp_path).validation and "no" in caplog.text
+    with pytest.raises(UserError, match="smaller gap"):
+        VolumeTraining(dataclasses.replace(thin, validation=0.2), tmp_path)
 
 
 def test_command_line(data, tmp_path):
