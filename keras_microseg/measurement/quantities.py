@@ -142,7 +142,8 @@ intensity_std | grey | sqrt(sum (g - mean)^2 / N) | ImageJ
 """
 
 
-def _read_table(text: str) -> dict[str, Quantity]:
+def read_quantities(text: str) -> dict[str, Quantity]:
+    """Quantities from lines `name | kind | formula | reference` (and `| on request`), each with its meaning below."""
     lines = text.strip().splitlines()
     quantities = {}
     for definition, meaning in zip(lines[::2], lines[1::2], strict=True):
@@ -237,8 +238,8 @@ intensity_std | grey | sqrt(sum (g - mean)^2 / N) | ImageJ
     standard deviation of the finite grey values
 """
 
-QUANTITIES = _read_table(_TABLE)
-SOLID_QUANTITIES = _read_table(_SOLID_TABLE)
+QUANTITIES = read_quantities(_TABLE)
+SOLID_QUANTITIES = read_quantities(_SOLID_TABLE)
 
 
 def quantities_of(ndim: int) -> dict[str, Quantity]:
