@@ -33,7 +33,17 @@ from keras_microseg import io  # noqa: E402
 
 OPTIONS = {
     # pores are dark, so slices are more than half white and the published rule of the mask inverts them
-    "berea": ["--voxel-size", "5.345um", "--joined", "--set", "mask.sigma=0.7", "--set", "mask.clahe=False"],
+    "berea": [
+        "--voxel-size",
+        "5.345um",
+        "--joined",
+        "--set",
+        "mask.sigma=0.7",
+        "--set",
+        "mask.clahe=False",
+        "--set",
+        "mask.threshold=halfway",
+    ],
     "grains": ["--diameter", "30", "--set", "mask.sigma=1", "--set", "mask.clahe=False", "--set", "mask.invert=never"],
     "fiberform": ["--voxel-size", "1.3um", "--joined", "--set", "mask.clahe=False"],
 }
