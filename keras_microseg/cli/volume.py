@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from keras_microseg.checks import check_choice
 from keras_microseg.cli.shared import (
     Group,
     Out,
@@ -15,6 +16,7 @@ from keras_microseg.cli.shared import (
     Seed,
     examples,
     open_console,
+    parse_changes,
     show_progress,
 )
 
@@ -172,6 +174,52 @@ def mask(
     with show_progress() as progress:
         path = prepare.mask(settings, out, resume=resume, overwrite=overwrite, progress=progress)
     say_written(path, out, report)
+
+
+@app.command(
+    epilog=examples(
+        "keras-microseg volume baseline scan.zarr --out KMEANS",
+        "keras-microseg volume baseline scan.zarr --method otsu --classes 3 --out OTSU",
+        "keras-microseg volume baseline scan.zarr --method forest --labels some.tif --labelled 40,120 --out FOREST",
+        "keras-microseg volume baseline scan.zarr --method coherence --set window=4 --out COHERENCE",
+    )
+)
+def baseline(
+    source: Source,
+    out: Out,
+    method: Annotated[
+        str, typer.Option(help="kmeans, otsu, halfway, forest, gradient, coherence or depth (as older scripts).")
+    ] = "kmeans",
+    classes: Annotated[int, typer.Option(help="Number of classes, for kmeans and otsu.")] = 2,
+    labels: Annotated[
+        str | None, typer.Option(help="For the forest: class of some voxels, 255 elsewhere; or see --labelled.")
+    ] = None,
+    labelled: Annotated[str | None, typer.Option(help="Slices of --labels that count, like 40,120.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change features=('smooth','z'), half_width=3, isotropic=True or window=4."),
+    ] = None,
+    seed: Seed = 0,
+    kind: Kind = "zarr",
+    voxel_size: VoxelSize = None,
+    dataset: Dataset = None,
+    max_ram: MaxRam = "2GB",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Classes of a grey volume by a classical method, slab by slab. Needs no keras."""
+    from keras_microseg.workflows import tomography_baseline as work
+
+    changes = parse_changes(change or [])
+    for name in changes:
+        check_choice("--set", name, ("features", "half_width", "isotropic", "window"))
+    settings = work.BaselineRun(
+        source, method, classes, labels=labels, labelled=parse_numbers(labelled), seed=seed, kind=kind,
+        voxel_size=voxel_size, dataset=dataset, max_ram=max_ram, **changes,
+    )  # fmt: skip
+    with show_progress() as progress:
+        path = work.baseline(settings, out, resume=resume, overwrite=overwrite, progress=progress)
+    typer.echo(f"Written: {path}")
 
 
 @app.command(
