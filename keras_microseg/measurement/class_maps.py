@@ -97,6 +97,12 @@ def scan_class_map(classes: Any, num_classes: int, *, block: int) -> MapScan:
     )
 
 
+def join_blocks(counts: np.ndarray, factor: int) -> np.ndarray:
+    """Counts (rows, columns, K) of blocks, those of `factor` x `factor` of them together; the last may be smaller."""
+    rows, columns = (np.arange(0, n, factor) for n in counts.shape[:2])
+    return np.add.reduceat(np.add.reduceat(counts, rows, axis=0), columns, axis=1)
+
+
 def row_bands(array: Any, rows: int, *, cut: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """`(first row, rows of the array)` of bands of at most `rows` rows; no band crosses a multiple of `cut`.
 

@@ -48,11 +48,15 @@ def count(truth: np.ndarray, predicted: np.ndarray, *, num_classes: int | None =
     classes = 2 if num_classes is None else check_number("num_classes", num_classes, minimum=1, integer=True)
     if num_classes is None:
         truth, predicted = np.asarray(truth) != 0, np.asarray(predicted) != 0
-    table = confusion_matrix(truth, predicted, classes)
+    counts = counts_of(confusion_matrix(truth, predicted, classes))
+    return Counts(counts.tp[1:], counts.fp[1:], counts.fn[1:], counts.tn[1:]) if num_classes is None else counts
+
+
+def counts_of(table: np.ndarray) -> Counts:
+    """The counts that a table (K, K) of true x predicted pixels holds."""
     tp = np.diagonal(table)
     fp, fn = table.sum(axis=0) - tp, table.sum(axis=1) - tp
-    counts = np.stack([tp, fp, fn, table.sum() - tp - fp - fn])
-    return Counts(*(counts[:, 1:] if num_classes is None else counts))
+    return Counts(tp, fp, fn, table.sum() - tp - fp - fn)
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:

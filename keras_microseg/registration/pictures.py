@@ -41,7 +41,9 @@ def residual_chart(registration: Registration) -> Figure:
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     arrows, spread = figure.subplots(1, 2)
     used, moves, points = registration.used, registration.residuals, registration.points
-    reach = np.ptp(points, axis=0).max() / 25 if len(points) else 1.0
+    # a typical arrow is a thirtieth of the map long, whatever the residuals are
+    typical = float(np.median(np.hypot(*moves[used].T))) if used.any() else 1.0
+    reach = np.ptp(points, axis=0).max() / 30 / max(typical, 1e-3) if len(points) else 1.0
     arrows.quiver(
         points[used, 1], points[used, 0], moves[used, 1] * reach, moves[used, 0] * reach,
         angles="xy", scale_units="xy", scale=1, width=0.003,

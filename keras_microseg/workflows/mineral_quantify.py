@@ -16,7 +16,7 @@ from keras_microseg.checks import FileError, UserError, check_number
 from keras_microseg.image import Image, LazyArray, PixelSize
 from keras_microseg.io.palettes import IGNORE, Palette, read_palette
 from keras_microseg.measurement import class_maps, composition, grains
-from keras_microseg.workflows.mineral_clean import OUTSIDE_NAMES, read_correction
+from keras_microseg.workflows.mineral_clean import FACTS, OUTSIDE_NAMES, read_correction
 from keras_microseg.workflows.mineral_register import SampleOnly
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, read_json, run_steps, write_json
 
@@ -42,6 +42,7 @@ class QuantifySettings:
         correction: how, see `composition.correct_shares`.
         references: CSV files with the columns `class, fraction` (0 to 1; `porosity` counts as a class) and optionally
             `method`, such as QEMSCAN, XRD, helium.
+        margin: rim of the disc left out, mineral map px.
         pixel_size: like "0.3um"; None = from the map.
         block: edge of the blocks of the bootstrap, px; None = 15 mean chords.
         confidence: level of the intervals.
@@ -57,6 +58,7 @@ class QuantifySettings:
     confusion: str | None = None
     correction: str = "stratified"
     references: tuple[str, ...] = ()
+    margin: float = 1.0
     pixel_size: str | None = None
     block: int | None = None
     confidence: float = 0.95
@@ -67,6 +69,7 @@ class QuantifySettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "references", tuple(str(r) for r in self.references))
+        check_number("margin", self.margin, minimum=0)
         check_number("confidence", self.confidence, minimum=0, maximum=1, exclusive=True)
         check_number("grain_windows", self.grain_windows, minimum=0, integer=True)
         check_number("window", self.window, minimum=16, integer=True)
@@ -133,11 +136,13 @@ def open_class_map(settings: QuantifySettings) -> OpenedMap:
     table = np.full(256, IGNORE, np.uint8)
     for k, mineral in enumerate(kept):
         table[mineral.id] = k
-    disc, factor = None, 1
+    disc, factor, margin = None, 1, 0.0
     if settings.clean_dir is not None:
         correction, factor = read_correction(settings.clean_dir)
         disc = correction.disc
-        whole = tuple(n // factor for n in read_json(Path(settings.clean_dir) / "clean.json")["sem_shape"])
+        facts = read_json(Path(settings.clean_dir) / FACTS)
+        whole = tuple(n // factor for n in facts["sem_shape"])
+        margin = settings.margin * math.sqrt(math.prod(facts["sem_shape"]) / math.prod(facts["map"]["shape"]))
         if whole != tuple(image.shape):
             raise FileError(
                 settings.class_map,
@@ -148,7 +153,7 @@ def open_class_map(settings: QuantifySettings) -> OpenedMap:
     listed = {m.id for m in palette.minerals}
     numbers = _Renumbered(image.data, table, listed, settings.class_map)
     size = None if settings.pixel_size == "px" else image.pixel_size
-    return OpenedMap(SampleOnly(numbers, disc, factor), kept, size, image)
+    return OpenedMap(SampleOnly(numbers, disc, factor, margin), kept, size, image)
 
 
 class _Renumbered(LazyArray):
@@ -178,8 +183,10 @@ def _fractions(folder: RunFolder) -> None:
     asked, opened = folder.settings, open_class_map(folder.settings)
     names, size = opened.names, opened.pixel_size
     count = len(names)
-    block = asked.block or class_maps.choose_block(opened.classes, count)
-    scan = class_maps.scan_class_map(opened.classes, count, block=block)
+    # counted in quarters of the blocks, which the curve of the representative area needs
+    quarter = max(1, round((asked.block or class_maps.choose_block(opened.classes, count)) / 4))
+    block = 4 * quarter
+    scan = class_maps.scan_class_map(opened.classes, count, block=quarter)
     if not scan.pixels:
         raise UserError(f"{opened.image.name}: no pixel belongs to a class.")
     edge = 1.0 if size is None else size.mean
@@ -191,7 +198,7 @@ def _fractions(folder: RunFolder) -> None:
     widen = class_maps.block_widening(two_point, names, block, edge)
     regions, notes = _regions(asked, names)
     found = composition.modal_composition(
-        scan.counts.reshape(-1, count),
+        class_maps.join_blocks(scan.counts, 4).reshape(-1, count),
         names,
         confusion=regions,
         confidence=asked.confidence,
@@ -274,29 +281,37 @@ def _compare(asked: QuantifySettings, found: composition.Composition, space: dic
     for path in asked.references:
         try:
             reference = pd.read_csv(path, comment="#", skipinitialspace=True)
-            values = dict(
-                zip(reference["class"].astype(str).str.strip(), reference["fraction"].astype(float), strict=True)
-            )
+            reference["class"] = reference["class"].astype(str).str.strip()
+            reference["fraction"] = reference["fraction"].astype(float)
         except OSError as error:
             raise FileError(path, f"cannot be read ({error.strerror or error}).", "Check the name.") from error
         except (KeyError, ValueError) as error:
             remedy = "Write the columns class and fraction (0 to 1)."
             raise FileError(path, f"is no table of fractions ({error}).", remedy) from error
-        if any(not 0 <= v <= 1 for v in values.values()):
+        if not reference["fraction"].between(0, 1).all():
             raise FileError(path, "has fractions outside 0 to 1.", "Divide percentages by 100.")
-        method = str(reference["method"].iloc[0]) if "method" in reference else Path(path).stem
-        pore_space = values.pop("porosity", None)
-        table = composition.compare_shares(found, values)
-        if pore_space is not None and space:
-            away = space["porosity"] - pore_space
-            table.loc[len(table)] = (
-                "porosity", space["porosity"], pore_space, 100 * away, away / pore_space if pore_space else math.nan,
-                space["porosity_low"] <= pore_space <= space["porosity_high"],
-            )  # fmt: skip
-        table.insert(0, "method", method)
-        tables.append(table)
+        if "method" not in reference:
+            reference["method"] = Path(path).stem
+        for method, part in reference.groupby("method", sort=False):
+            tables.append(_compare_method(str(method), part, found, space))
     columns = ["method", "class", "share", "reference", "points", "relative", "inside"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def _compare_method(
+    method: str, part: pd.DataFrame, found: composition.Composition, space: dict[str, float]
+) -> pd.DataFrame:
+    values = dict(zip(part["class"], part["fraction"], strict=True))
+    pore_space = values.pop("porosity", None)
+    table = composition.compare_shares(found, values)
+    if pore_space is not None and space:
+        away = space["porosity"] - pore_space
+        table.loc[len(table)] = (
+            "porosity", space["porosity"], pore_space, 100 * away, away / pore_space if pore_space else math.nan,
+            bool(space["porosity_low"] <= pore_space <= space["porosity_high"]),
+        )  # fmt: skip
+    table.insert(0, "method", method)
+    return table
 
 
 def _texture(folder: RunFolder) -> None:

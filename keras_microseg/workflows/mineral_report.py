@@ -1,0 +1,145 @@
+"""Workflow `mineral report`: the folder of `mineral run` becomes one page that opens anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from keras_microseg import io
+from keras_microseg.checks import FileError
+from keras_microseg.io.palettes import read_palette
+from keras_microseg.metrics import pixel
+from keras_microseg.report.minerals import MineralRecord, write_mineral_page
+from keras_microseg.workflows.mineral_quantify import QUANTITIES, QuantifySettings, open_class_map
+from keras_microseg.workflows.steps import read_json
+
+_PICTURE_EDGE = 1100
+_TABLES = (
+    "fractions", "association", "representative_area", "convergence", "chords", "lineal_path", "two_point", "grains",
+    "grain_sizes", "pore_sizes", "comparison",
+)  # fmt: skip
+
+
+def report(
+    tables_dir: str | os.PathLike,
+    path: str | os.PathLike,
+    *,
+    run_dir: str | os.PathLike | None = None,
+    title: str = "Mineral map",
+    method: str = "",
+    facts: dict[str, Any] | None = None,
+    warnings: tuple[str, ...] = (),
+) -> Path:
+    """Write the page about a measured map.
+
+    Args:
+        tables_dir: folder of `mineral quantify`.
+        path: of the `.html` file.
+        run_dir: folder of `mineral run`; its registration, micrograph, errors and zoomable map go onto the page.
+        title: of the page.
+        method: how the map was made.
+        facts: for the last section.
+        warnings: what a reader should know.
+
+    Raises:
+        FileError: no such folders.
+    """
+    tables_dir = Path(tables_dir)
+    if not (tables_dir / QUANTITIES).is_file():
+        raise FileError(tables_dir, f"holds no {QUANTITIES}.", "Run `mineral quantify` first and name its folder.")
+    quantities = read_json(tables_dir / QUANTITIES)
+    asked = read_json(tables_dir / "settings.json")
+    known = {field: asked[field] for field in QuantifySettings.__dataclass_fields__ if field in asked}
+    opened = open_class_map(QuantifySettings(**known))
+    tables = {}
+    for name in _TABLES:
+        if (tables_dir / f"{name}.csv").is_file():
+            try:
+                tables[name] = pd.read_csv(
+                    tables_dir / f"{name}.csv", comment="#", keep_default_na=False, na_values=[""]
+                )
+            except pd.errors.EmptyDataError:
+                continue
+    classes = thin(opened.classes, _PICTURE_EDGE)
+    step = opened.classes.shape[0] / classes.shape[0]
+    size = None if opened.pixel_size is None else opened.pixel_size.scaled(1 / step)
+    extra: dict[str, Any] = {}
+    if run_dir is not None:
+        extra = _of_run(Path(run_dir), opened.names, tuple(opened.classes.shape), Path(path).parent)
+    minerals = read_palette(asked["classes"]).minerals
+    colours = {m.name: m.colour for m in minerals}
+    record = MineralRecord(
+        title, opened.names, [colours[name] for name in opened.names], quantities, tables, classes,
+        picture_size=size, method=method, facts=facts or {}, warnings=warnings, **extra,
+    )  # fmt: skip
+    return write_mineral_page(path, record)
+
+
+def thin(image: Any, edge: int) -> np.ndarray:
+    """Every n-th pixel so that no side exceeds `edge`, read in bands."""
+    step = max(1, -(-max(image.shape) // edge))
+    rows = []
+    band = max(step, (1 << 24) // image.shape[1] // step * step)
+    for top in range(0, image.shape[0], band):
+        rows.append(np.asarray(image[top : top + band])[::step, ::step])
+    return np.concatenate(rows)
+
+
+def _of_run(run_dir: Path, names: list[str], shape: tuple[int, ...], page_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    sem = run_dir / "clean" / "sem.tif"
+    if sem.is_file():
+        image = io.open_image(sem)
+        if tuple(image.shape) == shape:
+            found["grey"] = _as_bytes(thin(image.data, _PICTURE_EDGE))
+    if (run_dir / "register" / "registration.json").is_file():
+        found["registration"] = read_json(run_dir / "register" / "registration.json")
+        captions = {
+            "checkerboard.png": "Micrograph and map in alternate squares: outlines go on where the map lies right.",
+            "edges.png": "Borders of the map over the micrograph.",
+            "residuals.png": "What windows of the map still ask for.",
+        }
+        found["registration_pictures"] = {
+            caption: io.open_image(run_dir / "register" / name).read()[..., :3]
+            for name, caption in captions.items()
+            if (run_dir / "register" / name).is_file()
+        }
+    confusion = run_dir / "evaluate" / "confusion.json"
+    if confusion.is_file():
+        table = np.array(read_json(confusion)["regions"]).sum(axis=0)
+        found["confusion"] = table
+        found["scores"] = scores(table, names)
+        baseline = run_dir / "evaluate" / "baseline.json"
+        if baseline.is_file():
+            other = scores(np.array(read_json(baseline)["regions"]).sum(axis=0), names)
+            found["scores"].insert(2, "IoU of thresholds", other["IoU"])
+    for viewer in ("view/index.html", "maps/view/index.html"):
+        if (run_dir / viewer).is_file():
+            found["zoom_link"] = Path(os.path.relpath(run_dir / viewer, page_dir)).as_posix()
+            break
+    return found
+
+
+def scores(table: np.ndarray, names: list[str]) -> pd.DataFrame:
+    """IoU, precision and recall of each class, and their means, from pixels (K, K) true x predicted."""
+    counts = pixel.counts_of(table)
+    columns = {
+        "IoU": pixel.iou(counts, "none"),
+        "precision": pixel.precision(counts, "none"),
+        "recall": pixel.recall(counts, "none"),
+    }
+    out = pd.DataFrame({"class": names, **columns})
+    out.loc[len(out)] = ["mean", *(float(np.nanmean(v)) for v in columns.values())]
+    out.insert(4, "true pixels", [*table.sum(axis=1), int(table.sum())])
+    return out
+
+
+def _as_bytes(grey: np.ndarray) -> np.ndarray:
+    if grey.dtype == np.uint8:
+        return grey
+    low, high = np.percentile(grey, (0.5, 99.5))
+    return np.clip((grey - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)

@@ -1,0 +1,265 @@
+"""Workflow `mineral run`: from the pair of an SEM micrograph and a mineral map to modal mineralogy and a report.
+
+clean -> register -> masks -> tiles -> train -> predict -> evaluate -> quantify -> report. Every step reads and writes
+folders, so each can be repeated, replaced or looked at; an interrupted run goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from keras_microseg import io
+from keras_microseg.checks import FileError, UserError, check_choice
+from keras_microseg.io.images import write_tiff
+from keras_microseg.io.palettes import read_palette
+from keras_microseg.segmentation.grey_classes import GreyClasses, GreyClassified, fit_grey_classes
+from keras_microseg.workflows import (
+    mineral_clean,
+    mineral_quantify,
+    mineral_register,
+    mineral_report,
+    mineral_tiles,
+)
+from keras_microseg.workflows.steps import Progress, RunFolder, Step, read_json, run_steps, write_json
+
+METHODS = ("network", "thresholds")
+_PARTS = {
+    "clean": mineral_clean.CleanSettings,
+    "register": mineral_register.RegisterSettings,
+    "tiles": mineral_tiles.TileSettings,
+    "quantify": mineral_quantify.QuantifySettings,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MineralRunSettings:
+    """The whole path.
+
+    Attributes:
+        sem: micrograph.
+        mineral_map: colour-coded map of the same sample.
+        method: "network": train one on the pair; "thresholds": grey values only, no training.
+        pixel_size: of the micrograph, like "0.3um"; "px" measures in pixels; None = from its file.
+        palette: of the map; None = the 24 colours of the package.
+        references: tables to compare with, see `QuantifySettings`.
+        clean, register, tiles, train, predict, quantify: changes to the settings of the steps.
+    """
+
+    sem: str
+    mineral_map: str
+    method: str = "network"
+    pixel_size: str | None = None
+    palette: str | None = None
+    references: tuple[str, ...] = ()
+    clean: dict[str, Any] = dataclasses.field(default_factory=dict)
+    register: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tiles: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    predict: dict[str, Any] = dataclasses.field(default_factory=dict)
+    quantify: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        object.__setattr__(self, "references", tuple(str(r) for r in self.references))
+        for part, kind in _PARTS.items():
+            unknown = set(getattr(self, part)) - {f.name for f in dataclasses.fields(kind)}
+            if unknown:
+                known = ", ".join(f.name for f in dataclasses.fields(kind))
+                raise UserError(f"Unknown settings of {part}: {', '.join(sorted(unknown))}. Known are {known}.")
+
+
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
+    """Settings of a run from a JSON file: fields of `MineralRunSettings`, parts as nested objects.
+
+    Raises:
+        FileError: unreadable, or names that are no setting.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror or error}).", "Check the name.") from error
+    except ValueError as error:
+        raise FileError(
+            path, f"is no JSON ({error}).", 'Write {"method": "thresholds", "tiles": {"tile": 256}}.'
+        ) from error
+    known = {field.name for field in dataclasses.fields(MineralRunSettings)}
+    unknown = sorted(set(values) - known) if isinstance(values, dict) else ["(not an object)"]
+    if unknown:
+        raise FileError(path, f"has unknown settings: {', '.join(unknown)}.", f"Known are {', '.join(sorted(known))}.")
+    return values
+
+
+def run(
+    settings: MineralRunSettings,
+    out: str | os.PathLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RunFolder:
+    """Run all steps.
+
+    Args:
+        settings: what and how.
+        out: folder; gets `clean/`, `register/`, `masks/`, `tiles/`, `model/`, `maps/`, `evaluate/`, `tables/` and
+            `report.html`.
+        resume, overwrite: see `RunFolder`.
+        progress: called as `progress(step, done, total, item)`.
+
+    Raises:
+        UserError, FileError: see the steps.
+    """
+    read_palette(settings.palette)
+    mineral_clean.open_micrograph(settings.sem, settings.pixel_size)
+    if not Path(settings.mineral_map).is_file():
+        raise FileError(settings.mineral_map, "does not exist.", "Check the path and the spelling.")
+    folder = RunFolder(out, settings, command="mineral run", resume=resume, overwrite=overwrite, progress=progress)
+    steps = [Step("clean", _clean), Step("register", _register), Step("masks", _masks), Step("tiles", _tiles)]
+    steps += [Step("fit thresholds", _fit)]
+    steps += [Step("predict", _predict_thresholds)] if settings.method == "thresholds" else []
+    steps += [Step("evaluate", _evaluate), Step("quantify", _quantify), Step("report", _report, always=True)]
+    return run_steps(folder, steps)
+
+
+def _options(folder: RunFolder) -> dict[str, Any]:
+    return {"resume": True, "progress": folder.progress}
+
+
+def _clean(folder: RunFolder) -> None:
+    asked = folder.settings
+    common = {"palette": asked.palette, "pixel_size": asked.pixel_size}
+    settings = mineral_clean.CleanSettings(asked.sem, asked.mineral_map, **{**common, **asked.clean})
+    mineral_clean.clean(settings, folder.directory("clean"), **_options(folder))
+
+
+def _register(folder: RunFolder) -> None:
+    settings = mineral_register.RegisterSettings(str(folder.path / "clean"), **folder.settings.register)
+    mineral_register.register(settings, folder.directory("register"), **_options(folder))
+
+
+def _masks(folder: RunFolder) -> None:
+    settings = mineral_register.MaskSettings(str(folder.path / "clean"), str(folder.path / "register"))
+    mineral_register.masks(settings, folder.directory("masks"), **_options(folder))
+
+
+def _tiles(folder: RunFolder) -> None:
+    image = io.open_image(folder.path / "clean" / mineral_clean.SEM)
+    edge = min(256, max(32, min(image.shape) // 6 // 32 * 32))
+    changes = {"tile": edge, "absent": "allow", **folder.settings.tiles}
+    settings = mineral_tiles.TileSettings((str(folder.path / "masks"),), **changes)
+    mineral_tiles.tiles(settings, folder.directory("tiles"), **_options(folder))
+
+
+def _listed(folder: RunFolder, part: str) -> list[dict[str, Any]]:
+    return [tile for tile in read_json(folder.path / "tiles" / mineral_tiles.TILES)["tiles"] if tile["part"] == part]
+
+
+def _names(folder: RunFolder) -> list[str]:
+    return read_json(folder.path / "tiles" / mineral_tiles.TILES)["classes"]
+
+
+def _fit(folder: RunFolder) -> None:
+    """Thresholds: the method, or the baseline beside a network."""
+    tiles = folder.path / "tiles"
+    pairs = (
+        (io.open_image(tiles / tile["image"]).read(), io.open_image(tiles / tile["mask"], raw_palette=True).read())
+        for tile in _listed(folder, "train")
+    )
+    found = fit_grey_classes(pairs, len(_names(folder)))
+    write_json(folder.file("thresholds.json"), found.to_dict())
+
+
+def _thresholds(folder: RunFolder) -> tuple[Any, GreyClassified]:
+    image = io.open_image(folder.path / "clean" / mineral_clean.SEM)
+    return image, GreyClassified(image.data, GreyClasses.from_dict(read_json(folder.path / "thresholds.json")))
+
+
+def _predict_thresholds(folder: RunFolder) -> None:
+    image, classified = _thresholds(folder)
+    io.check_disk_space(folder.path, classified.nbytes, "the map")
+    write_tiff(folder.file("maps", "classes.tif"), classified, "YX", image.pixel_size)
+
+
+def _map_path(folder: RunFolder) -> Path:
+    maps = folder.path / "maps"
+    for name in ("classes.zarr", "classes.ome.zarr", "classes.ome.tif", "classes.tif"):
+        if (maps / name).exists():
+            return maps / name
+    raise FileError(maps, "holds no map of classes.", "Run the step again with --overwrite.")
+
+
+def _evaluate(folder: RunFolder) -> None:
+    """Errors on the held-out tiles, of the map and of the thresholds."""
+    truth = io.open_image(folder.path / "masks" / mineral_register.MASK).data
+    facts = read_json(folder.path / "tiles" / mineral_tiles.TILES)
+    edge, reduce = facts["tile"], facts["reduce"]
+    places = _listed(folder, "validation") + _listed(folder, "test")
+    if not places:
+        return
+    windows = [tuple(slice(o * reduce, (o + edge) * reduce) for o in tile["origin"]) for tile in places]
+    predicted = io.open_image(_map_path(folder), raw_palette=True).data
+    mineral_quantify.map_confusion(
+        predicted, truth, windows, facts["classes"], folder.file("evaluate", "confusion.json")
+    )
+    if folder.settings.method != "thresholds":
+        baseline = _thresholds(folder)[1]
+        path = folder.file("evaluate", "baseline.json")
+        mineral_quantify.map_confusion(baseline, truth, windows, facts["classes"], path)
+
+
+def _quantify(folder: RunFolder) -> None:
+    asked = folder.settings
+    confusion = folder.path / "evaluate" / "confusion.json"
+    settings = mineral_quantify.QuantifySettings(
+        str(_map_path(folder)), str(folder.path / "tiles" / mineral_tiles.CLASSES), str(folder.path / "clean"),
+        **{
+            "confusion": str(confusion) if confusion.is_file() else None,
+            "references": asked.references,
+            "pixel_size": "px" if asked.pixel_size == "px" else None,
+            **asked.quantify,
+        },
+    )  # fmt: skip
+    mineral_quantify.quantify(settings, folder.directory("tables"), **_options(folder))
+
+
+def _report(folder: RunFolder) -> None:
+    asked = folder.settings
+    cleaned = read_json(folder.path / "clean" / mineral_clean.FACTS)
+    tiles = read_json(folder.path / "tiles" / mineral_tiles.TILES)
+    registration = read_json(folder.path / "register" / "registration.json")
+    mosaic, unknown = cleaned["map"]["mosaic"], cleaned["map"]["unknown_pixels"]
+    counts = {part: s["tiles"] for part, s in tiles["statistics"].items()}
+    facts = {
+        "micrograph": asked.sem,
+        "mineral map": asked.mineral_map,
+        "working pixel": f"{cleaned['factor']} x {cleaned['factor']} micrograph pixels",
+        "grey value of black": cleaned["correction"]["black"],
+        "fields of the micrograph": "evened out" if cleaned["correction"]["gains"] else "none found",
+        "fields of the map": f"pitch {mosaic['pitch']}, overlap {mosaic['overlap']}, shear {mosaic['shear']} px"
+        if mosaic
+        else "none found",
+        "unknown colours": f"{cleaned['map']['unknown_colours']} colours, {unknown} pixels, ignored",
+        "tiles": ", ".join(f"{n} {part}" for part, n in counts.items()) + f", edge {tiles['tile']} px",
+        "program": folder.manifest["package"],
+    }
+    warnings = []
+    if unknown:
+        warnings.append(f"{unknown} pixels of the mineral map have colours that are not in the palette; see clean/.")
+    if tiles["absent_from_training"]:
+        warnings.append(f"Not in the training tiles, so never predicted: {', '.join(tiles['absent_from_training'])}.")
+    if registration["held_out_p95"] > 1:
+        warnings.append("The registration is off by more than a map pixel in places: see the section below.")
+    method = (
+        "Each grey value has the class that is most frequent there in the training tiles (no network)."
+        if asked.method == "thresholds"
+        else "A network was trained on tiles of this pair; thresholds on the same tiles are the baseline."
+    )
+    path = folder.file("report.html")
+    mineral_report.report(
+        folder.path / "tables", path, run_dir=folder.path, title=Path(asked.sem).stem, method=method, facts=facts,
+        warnings=tuple(warnings),
+    )  # fmt: skip
