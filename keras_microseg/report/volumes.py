@@ -269,7 +269,7 @@ def _draw(
     """A plane with square pixels, at most `side` long, outlines and scale bar."""
     edges = np.array(size if size is not None else (1.0, 1.0))
     lengths = np.array(plane.shape) * edges
-    edge = max(float(lengths.max()) / side, float(edges.min()) / 2)  # small ones are enlarged twice at most
+    edge = max(float(lengths.max()) / side, float(edges.min()) / 4)  # small ones are enlarged four times at most
     shape = np.maximum(1, np.rint(lengths / edge)).astype(int)
     picture = Picture_.fromarray(overlays.to_grey8(plane, limits))
     smooth = Picture_.Resampling.LANCZOS if shape.prod() < plane.size else Picture_.Resampling.NEAREST

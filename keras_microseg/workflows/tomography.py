@@ -185,7 +185,7 @@ def _report(folder: RunFolder) -> None:
     statistics = volume_statistics(grey.data, max_ram=folder.settings.max_ram)
     sections = volume_sections(grey, statistics, labels=labels, facts={"Model": folder.settings.model})
     table = measure_particles(labels, quantities=["equivalent_diameter"])
-    found: list[Any] = [Table(plain_rows(facts))]
+    found: list[Any] = [Table(result_rows(facts), "In brackets 95 % intervals.")]
     if len(table):
         found.insert(0, Chart(_histogram(table), "Equivalent diameters."))
     sections.insert(0, Section("Objects", found))
@@ -216,12 +216,35 @@ def _histogram(table: Any) -> Any:
     return figure
 
 
-def plain_rows(facts: dict[str, Any]) -> dict[str, str]:
-    """Nested facts as names and values for a table."""
-    rows: dict[str, str] = {}
-    for name, value in facts.items():
-        parts = value.items() if isinstance(value, dict) else [("", value)]
-        for part, entry in parts:
-            text = f"{entry:.5g}" if isinstance(entry, float) else str(entry)
-            rows[f"{name} {part}".strip().replace("_", " ").capitalize()] = text
+def result_rows(facts: dict[str, Any]) -> dict[str, str]:
+    """`volume.json` as names with units and values with intervals; what could not be measured is left out."""
+    unit = facts.get("unit", "px")
+    rows = {"Objects": str(facts["particles"])}
+    sizes = facts.get("equivalent_diameter") or {}
+    known = {name: value for name, value in sizes.items() if value is not None and np.isfinite(value)}
+    if known:
+        rows[f"Equivalent diameter of whole objects: {', '.join(known)} ({unit})"] = ", ".join(
+            f"{value:.4g}" for value in known.values()
+        )
+    if density := facts.get("number_density"):
+        rows[f"Whole objects per volume (1/{unit}³)"] = _interval(density) + f", from {density['count']}"
+    if share := facts.get("fraction"):
+        rows["Share of the volume"] = _interval(share)
+        rows["Porosity (the rest)"] = f"{facts['porosity']:.4g}"
+    if surface := facts.get("surface"):
+        rows[f"Surface (Crofton; marching cubes, {unit}²)"] = (
+            f"{surface['area']:.5g}; {surface['area_marching_cubes']:.5g}"
+        )
+        rows[f"Surface per volume; per volume of the objects (1/{unit})"] = (
+            f"{surface['per_volume']:.4g}; {surface['per_phase']:.4g}"
+        )
+    if parts := facts.get("connectivity"):
+        rows["Connected parts (6 neighbours)"] = str(parts["num_parts"])
+        rows["Share of the largest part"] = f"{parts['largest_share']:.4g}"
+        through = [axis for axis, found in zip("zyx", parts["percolates"], strict=True) if found]
+        rows["A part goes through along"] = ", ".join(through) or "no axis"
     return rows
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['value']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"

@@ -28,12 +28,9 @@ def volume(array, size=SIZE):
 
 def test_views_are_in_proportion_and_name_the_true_slices():
     top, front, side = orthogonal_views(volume(GREY), labels=volume(LABELS), position=(5, 30, 20))
-    assert top.pixels.shape == (120, 160, 3)  # small ones twice enlarged
-    assert front.pixels.shape == (160, 160, 3) and side.pixels.shape == (
-        160,
-        120,
-        3,
-    )  # z is 20 x 2 um, x is 80 x 0.5 um
+    assert top.pixels.shape == (240, 320, 3)  # small ones four times enlarged
+    assert front.pixels.shape == (320, 320, 3)  # z is 20 x 2 um, x is 80 x 0.5 um
+    assert side.pixels.shape == (320, 240, 3)
     assert "Slice 1005" in top.caption and "y = 30, slices 1000 to 1019" in front.caption
     assert "slice 1000" in slice_film("a", volume(GREY), labels=volume(LABELS)).markup.lower()
     cropped = volume(GREY).crop((slice(7, 20), slice(None), slice(None)))

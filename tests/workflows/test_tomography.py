@@ -153,7 +153,8 @@ def test_the_whole_path(data, tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"mask", "model", "maps", "labels", "tables", "report.html", "manifest.json"} <= names
     facts = json.loads((tmp_path / "run" / "tables" / "volume.json").read_text())
-    assert facts["particles"] >= 0 and "pseudo-labels" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert facts["particles"] >= 0 and "pseudo-labels" in page and "Whole objects per volume (1/um³)" in page
     again = run(chosen, tmp_path / "run", resume=True)
     assert again.manifest["steps"]["train"]["seconds"] == folder.manifest["steps"]["train"]["seconds"]
     with pytest.raises(UserError, match="model='train'"):
