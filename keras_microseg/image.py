@@ -221,6 +221,43 @@ class LazyView(LazyArray):
         return np.asarray(self.source[tuple(index)])
 
 
+class BufferedPlanes(LazyArray):
+    """An array stored in thick chunks, read plane by plane without unpacking every chunk once per plane.
+
+    Args:
+        source: lazy array with `chunks`.
+        max_bytes: of the planes kept; at least one plane is.
+    """
+
+    def __init__(self, source: Any, max_bytes: int = 1 << 29):
+        self.source, self.shape, self.dtype, self.chunks = source, tuple(source.shape), source.dtype, source.chunks
+        plane = max(int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize, 1)
+        pieces = -(-self.chunks[0] * plane // max_bytes)
+        self.depth = max(1, self.chunks[0] // pieces)
+        self._first, self._planes = -1, np.zeros((0, *self.shape[1:]), self.dtype)
+
+    def read_block(self, block: tuple[slice, ...]) -> np.ndarray:
+        rows, rest = block[0], block[1:]
+        parts, at = [], rows.start
+        while at < rows.stop:
+            first = at - at % self.depth
+            if first != self._first:
+                self._first, self._planes = first, np.asarray(self.source[first : first + self.depth])
+            stop = min(rows.stop, first + self.depth)
+            parts.append(self._planes[(slice(at - first, stop - first), *rest)])
+            at = stop
+        if not parts:
+            return np.zeros([part.stop - part.start for part in block], self.dtype)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def buffer_planes(array: Any) -> Any:
+    """`array`, buffered where it is stored in chunks of several planes; for reading from first to last."""
+    chunks = getattr(array, "chunks", None)
+    is_thick = isinstance(array, LazyArray) and chunks is not None and chunks[0] > 1
+    return BufferedPlanes(array) if is_thick and not isinstance(array, BufferedPlanes) else array
+
+
 @dataclasses.dataclass(frozen=True)
 class Image:
     """Pixels with meaning.

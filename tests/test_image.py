@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_microseg.checks import UserError
-from keras_microseg.image import Image, LazyArray, LazyView, PixelSize, normalize_unit, split_index
+from keras_microseg.image import (
+    BufferedPlanes,
+    Image,
+    LazyArray,
+    LazyView,
+    PixelSize,
+    buffer_planes,
+    normalize_unit,
+    split_index,
+)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +135,30 @@ def test_io_loads_neither_keras_nor_heavy_readers():
     code = f"import keras_microseg.io, sys; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+class CountingChunks(LazyArray):
+    """Counts how many planes were unpacked, as a store of thick chunks does."""
+
+    def __init__(self, array, chunks):
+        self.array, self.shape, self.dtype, self.chunks, self.unpacked = array, array.shape, array.dtype, chunks, 0
+
+    def read_block(self, block):
+        depth = self.chunks[0]
+        first, stop = block[0].start // depth, -(-block[0].stop // depth)
+        self.unpacked += (stop - first) * depth
+        return self.array[block]
+
+
+def test_planes_of_thick_chunks_are_unpacked_once():
+    array = np.arange(20 * 3 * 4).reshape(20, 3, 4)
+    source = CountingChunks(array, (8, 3, 4))
+    planes = buffer_planes(source)
+    for z in range(20):
+        np.testing.assert_array_equal(planes[z], array[z])
+        np.testing.assert_array_equal(planes[z : z + 2, 1:, ::2], array[z : z + 2, 1:, ::2])
+    assert source.unpacked == 24
+    assert buffer_planes(array) is array and buffer_planes(planes) is planes
+    assert planes[5:5].shape == (0, 3, 4)
+    small = BufferedPlanes(CountingChunks(array, (8, 3, 4)), max_bytes=5 * array[0].nbytes)
+    assert small.depth == 4 and np.array_equal(small[...], array)

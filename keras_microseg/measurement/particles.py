@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from keras_microseg.checks import UserError, standardize_tuple
-from keras_microseg.image import METRES, Image, PixelSize, normalize_unit
+from keras_microseg.image import METRES, Image, PixelSize, buffer_planes, normalize_unit
 from keras_microseg.measurement.objects import ObjectMeasurer
 from keras_microseg.measurement.quantities import Quantity, describe_formulas, quantities_of, select_quantities
 from keras_microseg.measurement.shape import (
@@ -74,6 +74,7 @@ def measure_particles(
     intensity = intensity.data if isinstance(intensity, Image) else intensity
     labels = labels if hasattr(labels, "dtype") else np.asarray(labels)
     intensity = np.asarray(intensity) if intensity is not None and not hasattr(intensity, "dtype") else intensity
+    labels, intensity = buffer_planes(labels), buffer_planes(intensity)
     ndim = len(labels.shape)
     if ndim not in (2, 3):
         raise UserError(f"`labels` must be a 2-D label image or a 3-D label volume. Received: shape {labels.shape}")

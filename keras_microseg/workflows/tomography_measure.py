@@ -16,7 +16,7 @@ import pandas as pd
 
 from keras_microseg import __version__, io
 from keras_microseg.checks import FileError, UserError, check_choice, check_number, parse_bytes
-from keras_microseg.image import Image
+from keras_microseg.image import Image, buffer_planes
 from keras_microseg.inference.block_labels import decode_large
 from keras_microseg.inference.views import DiskArray, ThresholdView
 from keras_microseg.intensity import volume_statistics
@@ -29,7 +29,7 @@ from keras_microseg.segmentation.decode import DecodeSettings
 from keras_microseg.segmentation.linking import LinkSettings, apply_links, link_slices
 from keras_microseg.segmentation.pseudo_labels import check_finite_slices
 from keras_microseg.segmentation.separation import SeparationSettings, separate_blocks
-from keras_microseg.segmentation.stitching import label_blocks
+from keras_microseg.segmentation.stitching import blocks, label_blocks
 from keras_microseg.segmentation.voxel_classes import classify_volume, fit_halfway, fit_kmeans
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, plain, run_steps, write_json
 
@@ -145,9 +145,11 @@ def label(
         if source.dtype.kind == "f":
             check_finite_slices(source.data, numbers=io.slice_numbers(source).tolist())
         facts = {"command": "volume label", "settings": plain(settings), "version": f"keras_microseg {__version__}"}
+        chunks = (4, 512, 512) if settings.method == "slices" else None  # linked slices are written one by one
         with io.create_volume(
-            target, source.shape, np.uint32, voxel_size=source.pixel_size, facts=facts, key=plain(settings)
-        ) as labels:
+            target, source.shape, np.uint32, chunks=chunks, voxel_size=source.pixel_size, facts=facts,
+            key=plain(settings),
+        ) as labels:  # fmt: skip
             count = _label(source, labels, settings, folder)
             labels.add_facts({"objects": count})
         write_json(folder.file("labels.json"), {"objects": count, **facts})
@@ -175,8 +177,8 @@ def _label(source: Image, labels: Any, settings: LabelRun, folder: RunFolder) ->
         decoded, areas = decode_large(
             maps, ["foreground", "distance"], how, folder.path / "scratch", block=block, halo=settings.halo
         )
-        for z in range(source.shape[0]):
-            labels[z] = decoded[z].astype(np.uint32)
+        for box in blocks(source.shape, labels.chunks):
+            labels[box] = decoded[box].astype(np.uint32)
         decoded.path.unlink()
         decoded.path.parent.rmdir()
         return len(areas) - 1
@@ -221,15 +223,16 @@ def _block(memory: int, halo: int) -> int:
 
 
 def _drop_small(labels: Any, count: int, min_size: int) -> int:
-    """Remove objects below `min_size` voxels plane by plane; returns how many are left."""
+    """Remove objects below `min_size` voxels chunk by chunk; returns how many are left."""
     sizes = np.zeros(count + 1, np.int64)
-    for z in range(labels.shape[0]):
-        sizes += np.bincount(np.asarray(labels[z]).ravel(), minlength=count + 1)
+    boxes = list(blocks(labels.shape, labels.chunks))
+    for box in boxes:
+        sizes += np.bincount(np.asarray(labels[box]).ravel(), minlength=count + 1)
     kept = sizes >= min_size
     kept[0] = False
     table = np.where(kept, np.cumsum(kept), 0).astype(np.uint32)
-    for z in range(labels.shape[0]):
-        labels[z] = table[np.asarray(labels[z])]
+    for box in boxes:
+        labels[box] = table[np.asarray(labels[box])]
     return int(kept.sum())
 
 
@@ -290,15 +293,16 @@ def measure(
             io.write_table(folder.file("radial_distribution.csv"), phase.radial_distribution(table), facts=notes)
 
     def phases(folder: RunFolder) -> None:
+        planes = buffer_planes(labels.data)
         notes = {"command": "volume measure", "labels": settings.labels}
-        share = phase.phase_fraction(labels.data)
+        share = phase.phase_fraction(planes)
         profile = pd.DataFrame({"slice": io.slice_numbers(labels), "fraction": share.profile})
         io.write_table(folder.file("profile.csv"), profile, facts=notes)
         facts["fraction"] = {"value": share.value, "low": share.low, "high": share.high}
         facts["porosity"] = 1 - share.value
-        facts["surface"] = phase.specific_surface(labels.data, pixel_size=labels.pixel_size)._asdict()
-        facts["connectivity"] = phase.phase_connectivity(labels.data)._asdict()
-        io.write_table(folder.file("representative_volume.csv"), phase.representative_volume(labels.data), facts=notes)
+        facts["surface"] = phase.specific_surface(planes, pixel_size=labels.pixel_size)._asdict()
+        facts["connectivity"] = phase.phase_connectivity(planes)._asdict()
+        io.write_table(folder.file("representative_volume.csv"), phase.representative_volume(planes), facts=notes)
 
     def structure(folder: RunFolder) -> None:
         mask = np.asarray(labels.data[...]) != 0

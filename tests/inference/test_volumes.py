@@ -199,10 +199,11 @@ def test_files_are_resumed_and_know_their_voxel_size(predictor, tmp_path):
 
 
 def test_working_scale_brings_objects_to_the_trained_size(predictor, tmp_path):
-    assert working_scale(CARD, 8) == working_scale(CARD, None) == 1 and working_scale(CARD, 32) == 0.25
+    assert working_scale(CARD, 8) == working_scale(CARD, None) == 1 and working_scale(CARD, 4) == 2
+    assert working_scale(CARD, 32) == pytest.approx(0.9 * 12 / 32)
     z, y, x = np.indices((24, 32, 40))
     image = Image((np.hypot(y - 16, x - 20) < 10).astype("uint8"), "ZYX")
-    result = predict_volume(predictor, image, tmp_path, diameter=16, maps=["foreground"])
+    result = predict_volume(predictor, image, tmp_path, diameter=21.6, maps=["foreground"])
     assert result.scale == 0.5 and list(tmp_path.iterdir()) == [result.paths["foreground"]]
     found = io.open_volume(result.paths["foreground"])
     assert found.shape == (24, 32, 40)
