@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keras_microseg.checks import UserError, check_choice, check_number
-from keras_microseg.segmentation.linking import assign_pairs
+from keras_microseg.segmentation.slice_graph import assign_pairs
 
 CRITERIA = ("iou", "iot", "iop")
 AP_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))

@@ -1,9 +1,10 @@
 """Labels of slices become objects of a volume: assignment on overlap, over gaps, with splits and merges repaired.
 
 Every slice is compared with the slices before it. Objects are paired one to one so that the number of pairs and then
-the sum of IoU is greatest; an object missing in a few slices is found again behind the gap. What then still lies inside
-an object of the next slice and has no partner is a part that was split off or has merged, and is joined to it. Only a
-window of a few slices is in memory, and the links are one table, so stacks of any size are linked slice by slice.
+the sum of IoU is greatest; an object missing in a few slices is found again behind the gap. A label that merges objects
+in a few slices is cut along the outlines interpolated from both sides; chains that begin and end inside another one, or
+are short and touch one so, are parts of it (see `slice_graph`). Only a window of a few slices is in memory, and the
+overlaps are small tables, so stacks of any size are linked slice by slice.
 
 References:
     Kuhn (1955), the assignment problem; Crocker and Grier (1996) and Jaqaman et al. (2008), linking with gap closing.
@@ -17,10 +18,10 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage, sparse
-from scipy.sparse import csgraph
+from scipy import ndimage
 
 from keras_microseg.checks import UserError, check_number
+from keras_microseg.segmentation.slice_graph import GOOD_IOU, Overlaps, SliceGraph
 from keras_microseg.segmentation.stitching import LabelUnion
 
 
@@ -31,8 +32,10 @@ class LinkSettings:
     Attributes:
         min_iou: pairs need an IoU greater than this (the gate).
         max_gap: slices an object may be missing in between.
-        min_inside: an object without a partner is joined to an object of the next slice (split or merge) when more
-            than this share of it lies inside; 1 = no repair.
+        min_inside: objects lie inside another one of the next slice when more than this share does: parts of a split
+            object are joined, merged ones cut apart; 1 = no repair.
+        neck: an object is cut where its area falls below this share of the maxima on both sides: particles that lie on
+            top of each other; 0 = never (solids with waists).
         min_slices: shorter objects are removed.
         fill_gaps: fill the slices of a gap with the overlap of both sides (needs the slices as an array).
     """
@@ -40,6 +43,7 @@ class LinkSettings:
     min_iou: float = 0.2
     max_gap: int = 2
     min_inside: float = 0.7
+    neck: float = 0.5
     min_slices: int = 1
     fill_gaps: bool = True
 
@@ -47,6 +51,7 @@ class LinkSettings:
         check_number("min_iou", self.min_iou, minimum=0, maximum=1)
         check_number("max_gap", self.max_gap, minimum=0, integer=True)
         check_number("min_inside", self.min_inside, minimum=0, maximum=1)
+        check_number("neck", self.neck, minimum=0, maximum=1)
         check_number("min_slices", self.min_slices, minimum=1, integer=True)
 
 
@@ -57,13 +62,16 @@ class Links(NamedTuple):
         tables: for every slice a (largest label + 1,) int64 array from its label to the object, 0 = removed.
         num_objects: objects are 1..n in the order of their first slice.
         gaps: (g, 3) int64 `(object, last slice before, first slice behind)` of every bridged gap.
-        repaired: number of parts joined as splits or merges.
+        repaired: number of parts joined to the object they were split from.
+        cuts: labels that hold other objects: `(slice, label, [(object, slice before, slice behind), ...])`. Where the
+            label has no object of its own, all of it goes to these.
     """
 
     tables: list[np.ndarray]
     num_objects: int
     gaps: np.ndarray
     repaired: int
+    cuts: list[tuple[int, int, list[tuple[int, int, int]]]]
 
 
 def link_slices(slices: Iterable[np.ndarray], settings: LinkSettings | None = None) -> Links:
@@ -78,41 +86,51 @@ def link_slices(slices: Iterable[np.ndarray], settings: LinkSettings | None = No
         UserError: slices of different size, or labels that are no whole numbers.
     """
     settings = settings or LinkSettings()
-    union = LabelUnion()
+    graph = SliceGraph(settings.max_gap)
     window: deque[_Slice] = deque(maxlen=settings.max_gap + 1)
-    offsets, sizes, joins, repaired = [], [], [], 0
     for number, plane in enumerate(slices):
-        here = _Slice.read(plane, number, union)
+        here = _Slice.read(plane, number, graph)
         if window and window[-1].labels.shape != here.labels.shape:
             raise UserError(
                 f"All slices must have one size. Received: {window[-1].labels.shape}, then {here.labels.shape} in "
                 f"slice {number}"
             )
-        offsets.append(here.offset)
-        sizes.append(len(here.areas))
-        for distance, before in enumerate(reversed(window)):
-            first, second, common, iou = _overlaps(before, here)
-            free = ~before.followed[first] & ~here.preceded[second] & (iou > settings.min_iou)
-            pairs = np.flatnonzero(free)[assign_pairs(first[free], second[free], iou[free])]
-            a, b = first[pairs], second[pairs]
-            before.followed[a] = here.preceded[b] = True
-            union.join(a + before.offset, b + here.offset)
-            if distance:
-                joins.append(np.stack([b + here.offset, np.full(len(a), before.number), np.full(len(a), number)], 1))
-            elif settings.min_inside < 1:
-                inside = (common > settings.min_inside * before.areas[first]) & ~before.followed[first]
-                inside |= (common > settings.min_inside * here.areas[second]) & ~here.preceded[second]
-                a, b = first[inside], second[inside]
-                before.followed[a] = here.preceded[b] = True
-                union.join(a + before.offset, b + here.offset)
-                repaired += len(a)
+        for before in window:
+            graph.overlaps[before.number, number] = _overlaps(before, here)
         window.append(here)
+    return _resolve(graph, settings)
+
+
+def _resolve(graph: SliceGraph, settings: LinkSettings) -> Links:
+    """Links from the graph of all overlaps."""
+    union = LabelUnion()
+    union.reserve(graph.num_nodes - 1)
+    repairs = settings.min_inside < 1
+    gates = [GOOD_IOU] if repairs and settings.min_iou < GOOD_IOU else []
+    followed, preceded, bridges = graph.link(union, [*gates, settings.min_iou])
+    repaired, merged, held = 0, [], {}
+    if repairs:
+        chain = union.resolve()
+        held = graph.held_bridges(bridges, settings.min_inside)
+        merged = [cut.node for cut in graph.find_merged(chain, held)]
+        repaired = graph.join_fragments(union, chain, followed, preceded, settings.min_inside, set(merged))
+    slices = graph.slice_of()
     objects = union.resolve()
-    objects, gaps = _remove_short(objects, offsets, sizes, joins, settings.min_slices)
+    objects[merged] = 0
+    objects = graph.cut_necks(objects, settings.neck)
+    bridges = bridges[objects[bridges[:, 0]] == objects[bridges[:, 1]]]
+    objects, gaps = _remove_short(objects, slices, bridges, settings.min_slices)
     tables = [
-        np.concatenate([[0], objects[offset + 1 : offset + size]]) for offset, size in zip(offsets, sizes, strict=True)
+        np.concatenate([[0], objects[offset + 1 : offset + size]])
+        for offset, size in zip(graph.offsets, graph.sizes, strict=True)
     ]
-    return Links(tables, int(objects.max(initial=0)), gaps, repaired)
+    cuts = []
+    for node, parts in sorted(held.items()):
+        found = {(int(objects[a]), int(slices[a]), int(slices[b])) for a, b in parts if objects[a] == objects[b]}
+        found = sorted(part for part in found if part[0] and part[0] != objects[node])
+        if found:
+            cuts.append((int(slices[node]), node - graph.offsets[slices[node]], found))
+    return Links(tables, int(objects.max(initial=0)), gaps, repaired, cuts)
 
 
 def apply_links(slices: Any, links: Links, out: Any, *, fill_gaps: bool = True) -> None:
@@ -126,25 +144,63 @@ def apply_links(slices: Any, links: Links, out: Any, *, fill_gaps: bool = True) 
     """
     for number, table in enumerate(links.tables):
         out[number] = table[np.asarray(slices[number])].astype(out.dtype)
+    shared = set()
+    for number, label, parts in links.cuts:
+        _cut_label(np.asarray(slices[number]) == label, number, int(links.tables[number][label]), parts, out)
+        shared.update((part[0], number) for part in parts)
     if not fill_gaps:
         return
     for label, last, behind in links.gaps.tolist():
-        ends = [np.asarray(out[k]) == label for k in (last, behind)]
-        if not (ends[0].any() and ends[1].any()):
+        missing = [number for number in range(last + 1, behind) if (label, number) not in shared]
+        ends = [np.asarray(out[k]) == label for k in (last, behind)] if missing else []
+        if not missing or not (ends[0].any() and ends[1].any()):
             continue
-        box = ndimage.find_objects((ends[0] | ends[1]).astype(np.int8))[0]
-        box = tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, ends[0].shape, strict=True))
-        signed = [
-            ndimage.distance_transform_edt(np.pad(e[box], 1))[1:-1, 1:-1]
-            - ndimage.distance_transform_edt(np.pad(~e[box], 1, constant_values=True))[1:-1, 1:-1]
-            for e in ends
-        ]
-        for number in range(last + 1, behind):
+        box = _box(ends[0] | ends[1])
+        signed = [_signed(end[box]) for end in ends]
+        for number in missing:
             share = (number - last) / (behind - last)
             plane = np.array(out[number])
             view = plane[box]
             view[((1 - share) * signed[0] + share * signed[1] > 0) & (view == 0)] = label
             out[number] = plane
+
+
+def _cut_label(mask: np.ndarray, number: int, own: int, parts: list[tuple[int, int, int]], out: Any) -> None:
+    """Give the pixels of a label to the objects in whose interpolated outline they lie deepest.
+
+    A label with an object of its own keeps what is outside of their outlines, or deeper inside its own.
+    """
+    box = _box(mask)
+    best, owner = np.full(mask[box].shape, -np.inf if own == 0 else 0.0), np.full(mask[box].shape, own)
+    if own:
+        near = [k for k in (number - 1, number + 1) if 0 <= k < len(out)]
+        sides = [np.asarray(out[k])[box] == own for k in near]
+        best = np.maximum(best, np.mean([_signed(side) for side in sides if side.any()] or [best], axis=0))
+    for label, last, behind in parts:
+        ends = [np.asarray(out[k])[box] == label for k in (last, behind)]
+        if not (ends[0].any() and ends[1].any()):
+            continue
+        share = (number - last) / (behind - last)
+        inside = (1 - share) * _signed(ends[0]) + share * _signed(ends[1])
+        deeper = inside > best
+        best[deeper], owner[deeper] = inside[deeper], label
+    plane = np.array(out[number])
+    view = plane[box]
+    chosen = mask[box]
+    view[chosen] = owner[chosen].astype(view.dtype)
+    out[number] = plane
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Bounding box with a margin of one pixel."""
+    box = ndimage.find_objects(mask.astype(np.int8))[0]
+    return tuple(slice(max(s.start - 1, 0), min(s.stop + 1, n)) for s, n in zip(box, mask.shape, strict=True))
+
+
+def _signed(mask: np.ndarray) -> np.ndarray:
+    """Distance inside the outline, negative outside; the frame counts as outside."""
+    inside = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    return inside - ndimage.distance_transform_edt(np.pad(~mask, 1, constant_values=True))[1:-1, 1:-1]
 
 
 def link_labels(labels: Any, settings: LinkSettings | None = None) -> np.ndarray:
@@ -160,17 +216,15 @@ def link_labels(labels: Any, settings: LinkSettings | None = None) -> np.ndarray
 
 @dataclasses.dataclass
 class _Slice:
-    """One slice of the window: labels, global offset, areas, and which labels have a partner before and after."""
+    """One slice of the window: its labels, their areas, and the offset from label to node."""
 
     number: int
     labels: np.ndarray
     offset: int
     areas: np.ndarray
-    followed: np.ndarray
-    preceded: np.ndarray
 
     @classmethod
-    def read(cls, plane: np.ndarray, number: int, union: LabelUnion) -> _Slice:
+    def read(cls, plane: np.ndarray, number: int, graph: SliceGraph) -> _Slice:
         labels = np.asarray(plane)
         if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
             raise UserError(
@@ -178,56 +232,34 @@ class _Slice:
                 f"dtype {labels.dtype}"
             )
         areas = np.bincount(labels.ravel().astype(np.int64), minlength=1)
-        offset = union.reserve(len(areas) - 1)
-        return cls(number, labels, offset, areas, np.zeros(len(areas), bool), np.zeros(len(areas), bool))
+        return cls(number, labels, graph.add_slice(areas), areas)
 
 
-def _overlaps(first: _Slice, second: _Slice) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Labels of every overlapping pair, common pixels and IoU."""
+def _overlaps(first: _Slice, second: _Slice) -> Overlaps:
+    """Nodes of every overlapping pair."""
     both = (first.labels != 0) & (second.labels != 0)
     width = len(second.areas)
     keys = first.labels[both].astype(np.int64) * width + second.labels[both].astype(np.int64)
     keys, common = np.unique(keys, return_counts=True)
     a, b = np.divmod(keys, width)
-    return a, b, common, common / (first.areas[a] + second.areas[b] - common)
-
-
-def assign_pairs(rows: np.ndarray, columns: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Positions of the pairs kept so that rows and columns are unique: most pairs first, then largest sum of scores."""
-    if not len(rows):
-        return np.zeros(0, np.int64)
-    unique = (np.bincount(rows)[rows] == 1) & (np.bincount(columns)[columns] == 1)
-    rest = np.flatnonzero(~unique)
-    if not len(rest):
-        return np.arange(len(rows))
-    row_ids, row = np.unique(rows[rest], return_inverse=True)
-    column_ids, column = np.unique(columns[rest], return_inverse=True)
-    # Sparse assignment with one spare column per row: a pair costs at most 1, staying alone costs 2.
-    num_rows, num_columns = len(row_ids), len(column_ids)
-    costs = np.concatenate([1 - scores[rest] / (2 * num_rows), np.full(num_rows, 2.0)])
-    spare = np.arange(num_rows)
-    graph = sparse.csr_array(
-        (costs, (np.concatenate([row, spare]), np.concatenate([column, num_columns + spare]))),
-        shape=(num_rows, num_columns + num_rows),
-    )
-    matched_row, matched_column = csgraph.min_weight_full_bipartite_matching(graph)
-    partner = np.full(num_rows, -1)
-    partner[matched_row] = matched_column
-    return np.sort(np.concatenate([np.flatnonzero(unique), rest[partner[row] == column]]))
+    areas = first.areas[a], second.areas[b]
+    iou = common / (areas[0] + areas[1] - common)
+    return Overlaps(a + first.offset, b + second.offset, common / areas[0], common / areas[1], iou)
 
 
 def _remove_short(
-    objects: np.ndarray, offsets: list[int], sizes: list[int], joins: list[np.ndarray], min_slices: int
+    objects: np.ndarray, slices: np.ndarray, bridges: np.ndarray, min_slices: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Objects renumbered without those in fewer than `min_slices` slices, and the bridged gaps with their objects."""
-    present = [
-        np.unique(objects[offset + 1 : offset + size]) for offset, size in zip(offsets, sizes, strict=True) if size > 1
-    ]
+    """Objects numbered by first slices, without those in fewer than `min_slices` slices, and the gaps of the rest."""
     total = int(objects.max(initial=0))
-    slices = np.bincount(np.concatenate(present), minlength=total + 1) if present else np.zeros(total + 1, int)
-    kept = slices >= min_slices
+    present = np.unique(objects * (len(slices) + 1) + slices + 1)
+    kept = np.bincount(present // (len(slices) + 1), minlength=total + 1) >= min_slices
+    first = np.full(total + 1, len(objects))
+    np.minimum.at(first, objects, np.arange(len(objects)))
+    kept &= first < len(objects)
     kept[0] = False
-    table = np.where(kept, np.cumsum(kept), 0)
-    gaps = np.concatenate(joins) if joins else np.zeros((0, 3), np.int64)
-    gaps = np.column_stack([table[objects[gaps[:, 0]]], gaps[:, 1:]])
+    table = np.zeros(total + 1, np.int64)
+    order = np.argsort(np.where(kept, first, len(objects)), kind="stable")[: int(kept.sum())]
+    table[order] = np.arange(1, len(order) + 1)
+    gaps = np.column_stack([table[objects[bridges[:, 1]]], slices[bridges[:, 0]], slices[bridges[:, 1]]])
     return table[objects], gaps[gaps[:, 0] > 0]
