@@ -93,10 +93,7 @@ def _register(folder: RunFolder) -> None:
     pores = [m.id for m in legend.minerals if m.micro_porosity == 1]
     sample = ~np.isin(classes, [OUTSIDE, IGNORE, *([] if (classes == OUTSIDE).any() else pores)])
     if asked.start == "extent":
-        ratio = np.array(sem.shape) / classes.shape
-        scale = float(np.sqrt(ratio.prod()))
-        shift = (np.array(sem.shape) - 1) / 2 - scale * (np.array(classes.shape) - 1) / 2
-        initial = Transform.similarity(scale, 0.0, shift, shape=classes.shape, borders=borders)
+        initial = _extent_start(sem.shape, classes != OUTSIDE, borders)
     found = align(
         sem.data, classes, borders=borders, initial=initial, sample=sample,
         settings=AlignmentSettings(search=asked.search, min_score=asked.min_score, ignore=IGNORE),
@@ -124,6 +121,15 @@ def _register(folder: RunFolder) -> None:
     )
     io.write_table(folder.file("windows.csv"), table, facts={"unit": "map px"})
     _draw(folder, found, sem, classes, legend)
+
+
+def _extent_start(shape: tuple[int, ...], shown: np.ndarray, borders: Any) -> Transform:
+    """The part of the map that shows anything covers the micrograph."""
+    ends = [np.flatnonzero(shown.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)]
+    low, high = np.array(ends).T
+    scale = float(np.sqrt(np.prod(np.array(shape) / (high - low + 1))))
+    shift = (np.array(shape) - 1) / 2 - scale * (low + high) / 2
+    return Transform.similarity(scale, 0.0, shift, shape=shown.shape, borders=borders)
 
 
 def _draw(folder: RunFolder, found: Registration, sem: Any, classes: np.ndarray, legend: Any) -> None:
