@@ -252,8 +252,9 @@ def _remove_short(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Objects numbered by first slices, without those in fewer than `min_slices` slices, and the gaps of the rest."""
     total = int(objects.max(initial=0))
-    present = np.unique(objects * (len(slices) + 1) + slices + 1)
-    kept = np.bincount(present // (len(slices) + 1), minlength=total + 1) >= min_slices
+    base = int(slices.max()) + 2
+    present = np.unique(objects * base + slices + 1)
+    kept = np.bincount(present // base, minlength=total + 1) >= min_slices
     first = np.full(total + 1, len(objects))
     np.minimum.at(first, objects, np.arange(len(objects)))
     kept &= first < len(objects)
