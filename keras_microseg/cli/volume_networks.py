@@ -74,7 +74,12 @@ def train(
         float | None, typer.Option(help="Share of the slices for validation, one block; 0 = none. Default: 0.2.")
     ] = None,
     gap: Annotated[int | None, typer.Option(help="Slices between both parts. Default: the receptive field.")] = None,
-    devices: Annotated[int | None, typer.Option(help="Devices that share every batch.")] = None,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            help="Devices that share every batch; with several, --set norm=group gives the same on any number."
+        ),
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change any setting, like loss=dice, augment=0.5, learning_rate=1e-3, patience=5."),
@@ -86,6 +91,7 @@ def train(
 ) -> None:
     """Train a 3D or 2.5D network on a volume and its labels or (automatic) mask."""
     from keras_microseg.workflows import tomography_train as work
+    from keras_microseg.workflows.tomography_settings import TrainVolumeSettings
 
     use_backend(backend)
     given = {
@@ -94,7 +100,7 @@ def train(
         "batch_size": batch_size, "validation": validation, "gap": gap, "devices": devices,
     }  # fmt: skip
     changes = {**_given(given), **parse_changes(change or [])}
-    settings = work.TrainVolumeSettings.from_preset(preset, source, labels, labels_are=labels_are, seed=seed, **changes)
+    settings = TrainVolumeSettings.from_preset(preset, source, labels, labels_are=labels_are, seed=seed, **changes)
     with show_progress() as progress:
         trained = work.train_volume(settings, out, resume=resume, overwrite=overwrite, progress=progress)
     typer.echo(f"Model: {trained.model_path}")

@@ -17,7 +17,13 @@ from keras_microseg import io
 from keras_microseg.checks import UserError, check_choice, check_number, parse_bytes
 from keras_microseg.measurement import measure_particles
 from keras_microseg.segmentation.pseudo_labels import MaskSettings
-from keras_microseg.workflows import tomography_measure, tomography_predict, tomography_prepare, tomography_train
+from keras_microseg.workflows import (
+    tomography_measure,
+    tomography_predict,
+    tomography_prepare,
+    tomography_settings,
+    tomography_train,
+)
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, read_json, run_steps
 
 _HOW: dict[str, Any] = {"metadata": {"lasting": False}}
@@ -34,7 +40,7 @@ class TomographySettings:
         labels_are: see `TrainVolumeSettings`.
         diameter: typical diameter of the objects, voxels; sets the working scale and the separation.
         mask: how the automatic mask is made.
-        preset: of `tomography_train.PRESETS`: how long to train what.
+        preset: of `tomography_settings.PRESETS`: how long to train what.
         train: changes to that preset, such as `{"epochs": 10}`.
         predict: changes to `PredictVolumeSettings`, such as `{"flips": 4}`.
         threshold: probability above which a voxel belongs to an object, 0..1; None = the model's.
@@ -66,7 +72,7 @@ class TomographySettings:
             check_number("diameter", self.diameter, minimum=0, exclusive=True)
         if self.labels is not None and self.model != "train":
             raise UserError(f"`labels` are for model='train'. Received: model={self.model!r}")
-        check_choice("preset", self.preset, tomography_train.PRESETS)
+        check_choice("preset", self.preset, tomography_settings.PRESETS)
         parse_bytes(self.max_ram)
 
 
@@ -131,7 +137,7 @@ def _mask(folder: RunFolder) -> None:
 def _train(folder: RunFolder) -> None:
     labels = folder.settings.labels or str(folder.path / "mask" / "mask.zarr")
     changes = {"labels_are": folder.settings.labels_are, **folder.settings.train}
-    settings = tomography_train.TrainVolumeSettings.from_preset(
+    settings = tomography_settings.TrainVolumeSettings.from_preset(
         folder.settings.preset, _volume(folder), labels, **changes
     )
     tomography_train.train_volume(settings, folder.path / "model", **_options(folder))

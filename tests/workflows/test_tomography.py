@@ -17,7 +17,8 @@ from keras_microseg.models.saving import load_model
 from keras_microseg.simulation.phantoms import PhantomSettings, make_phantom
 from keras_microseg.workflows.tomography import TomographySettings, run
 from keras_microseg.workflows.tomography_predict import PredictVolumeSettings, predict
-from keras_microseg.workflows.tomography_train import TrainVolumeSettings, VolumeTraining, train_volume
+from keras_microseg.workflows.tomography_settings import TrainVolumeSettings
+from keras_microseg.workflows.tomography_train import VolumeTraining, train_volume
 
 pytestmark = pytest.mark.network
 SMALL = {
