@@ -69,3 +69,15 @@ def test_filament_change(tmp_path, monkeypatch):
         tmp_path,
     )
     assert (scope["run"].path / "report.html").is_file() and not scope["run"].failures()
+
+
+def test_mineral_maps(tmp_path, monkeypatch):
+    scope = run(
+        "mineral_maps.ipynb",
+        {'method = "network"': 'method = "thresholds"', "size = 2000": "size = 1000"},
+        monkeypatch,
+        tmp_path,
+    )
+    assert (scope["folder"].path / "report.html").is_file()
+    fractions = scope["fractions"]
+    assert abs(fractions["share"]["pore"] - fractions["truth"]["pore"]) < 0.02
