@@ -57,7 +57,7 @@ def rpn_targets(
             continue
         closer = overlap > best[near]
         best[near[closer]], owner[near[closer]] = overlap[closer], i
-        forced.append((near[overlap >= overlap.max() - 1e-7], i, overlap.max()))
+        forced.append((near[overlap >= overlap.max() - 1e-5], i, overlap.max()))
     match[best < negative_iou] = -1
     for crowd in crowds:
         near, _ = _overlaps(anchors, crowd, _CROWD_OVERLAP)

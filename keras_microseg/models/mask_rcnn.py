@@ -102,6 +102,7 @@ class MaskRCNN(keras.Model):
             train_batch_norm=settings.train_batch_norm,
             input_scale=settings.input_scale,
             input_mean=settings.input_mean,
+            light_widths=settings.light_widths,
             dtype=policy,
         )
         self.rpn = _rpn(settings, policy)
@@ -150,7 +151,7 @@ class MaskRCNN(keras.Model):
             raise UserError(
                 f"Training takes one dictionary with {', '.join(TRAINING_KEYS)}. Missing: {', '.join(missing)}."
             )
-        match = ops.cast(x["rpn_match"], "float32")
+        match, rpn_deltas = (ops.convert_to_tensor(x[name], dtype="float32") for name in ("rpn_match", "rpn_deltas"))
         found = y_pred["rpn_logits"]
         is_positive = ops.cast(match > 0, "float32")
         weights, positive = y_pred["weights"], y_pred["positive"]
@@ -161,13 +162,13 @@ class MaskRCNN(keras.Model):
         masks = ops.sum(own[:, :, None, None, :] * y_pred["mask_logits"], axis=-1)
         terms = (
             _mean(_cross_entropy(is_positive, found), ops.abs(match)),
-            _mean(ops.mean(_smooth_l1(y_pred["rpn_deltas"] - x["rpn_deltas"]), axis=-1), is_positive),
+            _mean(ops.mean(_smooth_l1(y_pred["rpn_deltas"] - rpn_deltas), axis=-1), is_positive),
             _mean(-ops.sum(classes * log_probabilities, axis=-1), weights),
             _mean(ops.mean(_smooth_l1(deltas - y_pred["target_deltas"]), axis=-1), positive),
             _mean(ops.mean(_cross_entropy(y_pred["target_masks"], masks), axis=(2, 3)), positive),
         )
         for mean, term in zip(self.loss_means, terms, strict=True):
-            mean.update_state(term)
+            mean.update_state(ops.stop_gradient(term))
         total = sum(weight * term for weight, term in zip(self.settings.loss_weights, terms, strict=True))
         return sum(self.losses, total)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from keras_microseg.checks import UserError, check_choice, check_number
-from keras_microseg.models.resnet_fpn import BACKBONES
+from keras_microseg.checks import UserError, check_choice, check_number, standardize_tuple
+from keras_microseg.models.resnet_fpn import BACKBONES, LIGHT_WIDTHS
 
 PRESETS = ("light", "default", "legacy")
 MASK_SIZES = (28, 56, 112)
@@ -22,6 +22,7 @@ class MaskRCNNSettings:
         channels: of the input image. The image is float32; percentile contrast in 0..1 suits all presets.
         num_classes: with background, class 0.
         backbone: "light", "resnet50" or "resnet101".
+        light_widths: channels of the light backbone at 1/2, 1/4, 1/8, 1/16 and 1/32.
         anchor_scales: one per pyramid level, finest (stride 4) first; 4 or 5 of them.
         anchor_ratios: width / height.
         max_instances: slots for objects of a tile in training.
@@ -55,6 +56,7 @@ class MaskRCNNSettings:
     channels: int = 1
     num_classes: int = 2
     backbone: str = "resnet50"
+    light_widths: tuple[int, ...] = LIGHT_WIDTHS
     anchor_scales: tuple[float, ...] = (16.0, 32.0, 64.0, 128.0, 256.0)
     anchor_ratios: tuple[float, ...] = (0.7, 1.0, 1.4)
     max_instances: int = 128
@@ -94,6 +96,7 @@ class MaskRCNNSettings:
             value = getattr(self, name)
             if value is not None:  # lists come from JSON
                 object.__setattr__(self, name, tuple(float(v) for v in value))
+        object.__setattr__(self, "light_widths", standardize_tuple(self.light_widths, 5, "light_widths"))
         check_choice("backbone", self.backbone, BACKBONES)
         check_choice("mask_size", self.mask_size, MASK_SIZES)
         for name in ("channels", "max_instances", "pre_nms", "train_proposals", "proposals", "rpn_samples", "rois"):

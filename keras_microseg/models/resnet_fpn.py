@@ -16,7 +16,8 @@ from keras_microseg.checks import check_choice
 
 BACKBONES = ("light", "resnet50", "resnet101")
 _BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
-_LIGHT_BLOCKS, _LIGHT_WIDTHS, _LIGHT_STEM = (1, 2, 2, 2), (32, 64, 96, 128), 24
+_LIGHT_BLOCKS = (1, 2, 2, 2)
+LIGHT_WIDTHS = (24, 32, 64, 96, 128)
 
 
 def feature_pyramid(
@@ -29,6 +30,7 @@ def feature_pyramid(
     train_batch_norm: bool = True,
     input_scale: float = 1.0,
     input_mean: Sequence[float] | None = None,
+    light_widths: Sequence[int] = LIGHT_WIDTHS,
     dtype: Any = None,
 ) -> keras.Model:
     """Features of 1/4, 1/8, ... of the size of a square image.
@@ -43,6 +45,7 @@ def feature_pyramid(
             scale and shift still learn.
         input_scale, input_mean: the network sees `image * input_scale - input_mean`; with means, a grey image is
             repeated to as many channels.
+        light_widths: channels of the light backbone at 1/2, 1/4, 1/8, 1/16 and 1/32.
         dtype: precision policy of the layers.
 
     Returns:
@@ -57,7 +60,7 @@ def feature_pyramid(
     if input_scale != 1 or input_mean is not None:
         offset = 0.0 if input_mean is None else [-float(mean) for mean in input_mean]
         x = keras.layers.Rescaling(input_scale, offset, name="input_scale", dtype="float32")(x)
-    stages = build.light(x) if backbone == "light" else build.resnet(x, _BLOCKS[backbone])
+    stages = build.light(x, light_widths) if backbone == "light" else build.resnet(x, _BLOCKS[backbone])
     return keras.Model(image, build.pyramid(stages, width, num_levels), name="pyramid")
 
 
@@ -102,12 +105,12 @@ class _Builder:
         x = self.norm(self.conv(x, 4 * filters, 1, f"res{name}_branch2c"), f"bn{name}_branch2c")
         return self.relu(keras.layers.Add(name=f"res{name}_add", **self.options)([x, shortcut]), f"res{name}_out")
 
-    def light(self, x: Any) -> list[Any]:
+    def light(self, x: Any, widths: Sequence[int]) -> list[Any]:
         """C2..C5 of narrow two-convolution blocks."""
-        x = self.conv(x, _LIGHT_STEM, 3, "conv1", strides=2, padding="same", use_bias=False)
+        x = self.conv(x, widths[0], 3, "conv1", strides=2, padding="same", use_bias=False)
         x = self.relu(self.norm(x, "bn_conv1", 0.9), "conv1_relu")
         stages = []
-        for stage, (count, filters) in enumerate(zip(_LIGHT_BLOCKS, _LIGHT_WIDTHS, strict=True), start=2):
+        for stage, (count, filters) in enumerate(zip(_LIGHT_BLOCKS, widths[1:], strict=True), start=2):
             for number in range(count):
                 x = self.basic(x, filters, 2 if number == 0 else 1, f"{stage}{_letter(number)}")
             stages.append(x)

@@ -1,0 +1,140 @@
+"""Seconds of a Mask R-CNN on the active backend: an image, its parts, suppression, a training step.
+
+    KERAS_BACKEND=torch python tests/benchmarks/mask_rcnn.py --threads 2
+
+The least of several repetitions, wall time. The image of 1024 x 1024 pixels goes through the network as one tile and as
+nine tiles of 512 pixels (128 overlap); weights are random, so the number of detections is not that of a trained model,
+but static shapes make the network's work the same. Parts are timed as programs of their own and given as shares of the
+one tile; suppression is the network's own problem size and, for comparison, 2000 boxes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from keras_microseg import backend  # noqa: E402
+
+BACKEND = backend.select()
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+from keras_microseg.layers.box_targets import rpn_targets  # noqa: E402
+from keras_microseg.layers.nms import non_maximum_suppression  # noqa: E402
+from keras_microseg.models.mask_rcnn import MaskRCNN, mask_rcnn  # noqa: E402
+
+
+class Part(keras.Model):
+    """A function of a model's variables as something that can be compiled."""
+
+    def __init__(self, function, model=None):
+        super().__init__(dtype="float32")
+        self.function, self.model = function, model
+        self.built = True
+
+    def call(self, x, training=None):
+        return self.function(x)
+
+
+def seconds(call, repetitions: int) -> float:
+    call()
+    best = float("inf")
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def parts(model: MaskRCNN, image: np.ndarray, repetitions: int) -> dict[str, float]:
+    """Seconds of growing parts of the network, as differences."""
+
+    def pyramid(x):
+        return model.pyramid(x, training=False)[-1]
+
+    def rpn(x):
+        return model._features(x, False)[1][0]
+
+    def proposals(x):
+        _, logits, deltas = model._features(x, False)
+        return model.proposals(logits, deltas)[0]
+
+    def classes(x):
+        features, logits, deltas = model._features(x, False)
+        boxes, _, valid = model.proposals(logits, deltas)
+        return model.detections(boxes, valid, *model._classify(features, boxes, False))["boxes"]
+
+    times, before = {}, 0.0
+    for name, function in (("pyramid", pyramid), ("rpn", rpn), ("proposals", proposals), ("box head", classes)):
+        predict = backend.compile_predict(Part(function, model))
+        total = seconds(lambda predict=predict: predict(image), repetitions)
+        times[name], before = total - before, total
+    predict = backend.compile_predict(model)
+    total = seconds(lambda: predict(image), repetitions)
+    return {**times, "mask head": total - before, "all": total}
+
+
+def training_step(size: int, batch: int, repetitions: int) -> float:
+    model = mask_rcnn("light", tile_size=size)
+    settings, rng = model.settings, np.random.default_rng(0)
+    count = settings.max_instances
+    corners = rng.uniform(0, 0.85, (batch, count, 2)).astype("f")
+    boxes = np.concatenate([corners, corners + rng.uniform(0.05, 0.15, (batch, count, 2)).astype("f")], axis=-1)
+    classes = np.ones((batch, count), "int32")
+    targets = [rpn_targets(model.anchors, b, c, rng) for b, c in zip(boxes, classes, strict=True)]
+    data = {
+        "image": rng.random((batch, size, size, 1), dtype="float32"),
+        "boxes": boxes,
+        "classes": classes,
+        "masks": np.ones((batch, count, settings.mini_mask_size, settings.mini_mask_size), "f"),
+        "rpn_match": np.stack([match for match, _ in targets]),
+        "rpn_deltas": np.stack([deltas for _, deltas in targets]),
+    }
+    model.compile(keras.optimizers.AdamW(1e-4))
+    return seconds(lambda: model.train_on_batch(data), repetitions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--preset", default="light")
+    parser.add_argument("--train-size", type=int, default=256)
+    parser.add_argument("--train-batch", type=int, default=4)
+    parser.add_argument("--no-training", action="store_true")
+    options = parser.parse_args()
+    print(BACKEND, backend.configure_device(device="cpu", threads=options.threads), flush=True)
+    rng = np.random.default_rng(0)
+    image = rng.random((1, 1024, 1024, 1), dtype="float32")
+    whole = mask_rcnn(options.preset, tile_size=1024, channels=1)
+    for name, value in (found := parts(whole, image, options.repetitions)).items():
+        print(f"  one tile of 1024   {name:10s} {value:7.3f} s  {value / found['all']:6.1%}", flush=True)
+    tile = mask_rcnn(options.preset, tile_size=512, channels=1)
+    predict = backend.compile_predict(tile)
+    tiles = np.concatenate(
+        [image[:, y : y + 512, x : x + 512] for y in (0, 256, 512) for x in (0, 256, 512)]
+    )  # starts as a grid of overlap 256 would have them; an overlap of 128 also needs three per axis
+    tiled = seconds(lambda: [predict(t[None]) for t in tiles], options.repetitions)
+    print(f"  nine tiles of 512  all        {tiled:7.3f} s  {tiled / found['all']:6.2f} x one tile", flush=True)
+    for count in (256, 2000):
+        boxes = rng.uniform(0, 0.9, (1, count, 2)).astype("f")
+        boxes = np.concatenate([boxes, boxes + rng.uniform(0.02, 0.1, (1, count, 2)).astype("f")], axis=-1)
+        scores = rng.random((1, count, 1), dtype="f")
+
+        def suppress(x):
+            return non_maximum_suppression(x[..., :4], x[..., 4], x[..., 4] > 0, 0.5, 200)[0]
+
+        packed, run = np.concatenate([boxes, scores], axis=-1), backend.compile_predict(Part(suppress))
+        print(f"  suppression, {count:4d} boxes      {seconds(lambda: run(packed), 5):7.4f} s", flush=True)
+    if not options.no_training:
+        size, batch = options.train_size, options.train_batch
+        print(f"  training step, {batch} tiles of {size} {training_step(size, batch, options.repetitions):7.3f} s")
+
+
+if __name__ == "__main__":
+    main()
