@@ -63,11 +63,14 @@ def box_iou(first: Any, second: Any) -> Any:
     Returns:
         (..., N, M) float32 in 0..1; 0 where both areas vanish.
     """
-    first, second = ops.cast(first, "float32")[..., :, None, :], ops.cast(second, "float32")[..., None, :, :]
-    height = ops.minimum(first[..., 2], second[..., 2]) - ops.maximum(first[..., 0], second[..., 0])
-    width = ops.minimum(first[..., 3], second[..., 3]) - ops.maximum(first[..., 1], second[..., 1])
-    common = ops.maximum(height, 0.0) * ops.maximum(width, 0.0)
-    return common / ops.maximum(_area(first) + _area(second) - common, 1e-12)
+    common, areas = _common_and_areas(first, second)
+    return common / ops.maximum(areas - common, 1e-12)
+
+
+def overlaps(first: Any, second: Any, threshold: float) -> Any:
+    """`box_iou(first, second) > threshold` without the division: (..., N, M) bool."""
+    common, areas = _common_and_areas(first, second)
+    return common * (1 + threshold) > areas * threshold
 
 
 def clip_boxes(boxes: Any) -> Any:
@@ -98,6 +101,14 @@ def _centre_and_size(boxes: Any) -> tuple[Any, Any, Any, Any]:
     boxes = ops.cast(boxes, "float32")
     y1, x1, y2, x2 = (boxes[..., i] for i in range(4))
     return (y1 + y2) / 2, (x1 + x2) / 2, y2 - y1, x2 - x1
+
+
+def _common_and_areas(first: Any, second: Any) -> tuple[Any, Any]:
+    """(..., N, M) area of the intersection, and sum of the two areas."""
+    first, second = ops.cast(first, "float32")[..., :, None, :], ops.cast(second, "float32")[..., None, :, :]
+    height = ops.minimum(first[..., 2], second[..., 2]) - ops.maximum(first[..., 0], second[..., 0])
+    width = ops.minimum(first[..., 3], second[..., 3]) - ops.maximum(first[..., 1], second[..., 1])
+    return ops.relu(height) * ops.relu(width), _area(first) + _area(second)
 
 
 def _area(boxes: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_microseg.layers.boxes import box_iou
+from keras_microseg.layers.boxes import overlaps
 
 
 def top_indices(scores: Any, count: int) -> Any:
@@ -59,7 +59,7 @@ def non_maximum_suppression(
     order = top_indices(ops.where(valid > 0, scores, ops.full_like(scores, -3e38)), count)
     boxes, valid = take_rows(boxes, order), take_rows(valid, order)
     better = ops.arange(count)[:, None] < ops.arange(count)[None, :]
-    suppresses = ops.logical_and(box_iou(boxes, boxes) > iou_threshold, better)
+    suppresses = ops.logical_and(overlaps(boxes, boxes, iou_threshold), better)
     if classes is not None:
         classes = take_rows(ops.cast(classes, "int32"), order)
         suppresses = ops.logical_and(suppresses, classes[..., :, None] == classes[..., None, :])

@@ -189,6 +189,26 @@ class MaskRCNN(keras.Model):
         stages = self._inspect(np.asarray(image, np.float32))
         return {"anchors": self.anchors} | {name: np.asarray(value) for name, value in stages.items()}
 
+    def for_tile(self, tile_size: int, **changes: Any) -> MaskRCNN:
+        """The same network for tiles of another size, with slots in proportion to the area; weights are copied.
+
+        Larger tiles have fewer overlaps to compute twice; sizes in pixels, of anchors for example, stay as they are.
+
+        Args:
+            tile_size: side of the new tiles.
+            changes: settings that differ, by name.
+        """
+        share = (tile_size / self.tile_size) ** 2
+        slots = {
+            name: max(1, round(getattr(self.settings, name) * share))
+            for name in ("max_instances", "detections", "proposals", "train_proposals", "pre_nms", "rois")
+        }
+        slots["pre_nms"] = min(slots["pre_nms"], max(1024, self.settings.pre_nms))
+        copy = MaskRCNN(dataclasses.replace(self.settings, **(slots | {"tile_size": tile_size} | changes)))
+        for ours, theirs in zip(copy.weighted_layers(), self.weighted_layers(), strict=True):
+            ours.set_weights(theirs.get_weights())
+        return copy
+
     def set_trainable(self, group: str) -> list[str]:
         """Choose the layers that learn; compile afterwards.
 

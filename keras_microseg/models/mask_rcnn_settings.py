@@ -174,7 +174,7 @@ def _by_area(name: str, changes: dict[str, Any]) -> dict[str, Any]:
         "detections": slots(128, 48),
         "proposals": slots(256, 128),
         "train_proposals": slots(320, 160),
-        "pre_nms": slots(384, 192),
+        "pre_nms": min(slots(384, 192), 1024),
         "rois": slots(128, 64),
     }
 

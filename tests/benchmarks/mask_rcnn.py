@@ -11,6 +11,7 @@ one tile; suppression is the network's own problem size and, for comparison, 200
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from pathlib import Path
@@ -129,8 +130,8 @@ def main() -> None:
         def suppress(x):
             return non_maximum_suppression(x[..., :4], x[..., 4], x[..., 4] > 0, 0.5, 200)[0]
 
-        packed, run = np.concatenate([boxes, scores], axis=-1), backend.compile_predict(Part(suppress))
-        print(f"  suppression, {count:4d} boxes      {seconds(lambda: run(packed), 5):7.4f} s", flush=True)
+        run = functools.partial(backend.compile_predict(Part(suppress)), np.concatenate([boxes, scores], axis=-1))
+        print(f"  suppression, {count:4d} boxes      {seconds(run, 5):7.4f} s", flush=True)
     if not options.no_training:
         size, batch = options.train_size, options.train_batch
         print(f"  training step, {batch} tiles of {size} {training_step(size, batch, options.repetitions):7.3f} s")

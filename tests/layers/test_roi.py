@@ -51,7 +51,7 @@ class Suppression(keras.Model):
         self.threshold, self.outputs_ = threshold, outputs
         self.built = True
 
-    def call(self, x):
+    def call(self, x, training=None):
         boxes, score, valid, classes = x[..., :4], x[..., 4], x[..., 5], x[..., 6]
         found = non_maximum_suppression(boxes, score, valid, self.threshold, self.outputs_, classes)
         return keras.ops.stack([keras.ops.cast(part, "float32") for part in found], axis=-1)

@@ -85,15 +85,9 @@ def test_detections_after_training_lie_on_discs(trained):
     assert (np.diff(found["scores"], axis=1) <= 0).all()
     boxes = found["boxes"]
     assert ((boxes >= 0) & (boxes <= 1)).all() and ((found["masks"] >= 0) & (found["masks"] <= 1)).all()
-    on_disc, objects = 0, 0
-    for i in range(count):
-        for truth in tiles["boxes"][i][tiles["classes"][i] > 0]:
-            size = np.minimum(boxes[i, :, 2:], truth[2:]) - np.maximum(boxes[i, :, :2], truth[:2])
-            common = np.maximum(size, 0).prod(axis=1)
-            union = (boxes[i, :, 2:] - boxes[i, :, :2]).prod(axis=1) + (truth[2:] - truth[:2]).prod() - common
-            on_disc += (common / union).max() > 0.5
-            objects += 1
-    assert on_disc > 0.6 * objects
+    truths = [tiles["boxes"][i][tiles["classes"][i] > 0] for i in range(count)]
+    hits = sum(count_found(boxes[i], truth) for i, truth in enumerate(truths))
+    assert hits > 0.6 * sum(map(len, truths))
 
 
 def test_evaluate_gives_the_same_losses_twice(trained):
@@ -114,6 +108,32 @@ def test_file_opens_with_equal_results(trained, tmp_path):
     assert expected["valid"].any()
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=1e-5)
+
+
+def count_found(boxes, truth):
+    """Boxes of `truth` that one of `boxes` overlaps by more than one half."""
+    size = np.minimum(boxes[:, None, 2:], truth[:, 2:]) - np.maximum(boxes[:, None, :2], truth[:, :2])
+    common = np.maximum(size, 0).prod(axis=-1)
+    areas = (boxes[:, None, 2:] - boxes[:, None, :2]).prod(axis=-1) + (truth[:, 2:] - truth[:, :2]).prod(axis=-1)
+    return int(((common / (areas - common)).max(axis=0) > 0.5).sum())
+
+
+def test_network_for_other_tiles_has_the_same_weights(trained):
+    model, tiles, _ = trained
+    same, large = model.for_tile(64), model.for_tile(128, min_score=0.1)
+    expected = model.predict(tiles["image"][:4], verbose=0)
+    for name, value in same.predict(tiles["image"][:4], verbose=0).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-5)
+    assert large.settings.detections == 4 * model.settings.detections and large.settings.min_score == 0.1
+    assert large.settings.anchor_scales == model.settings.anchor_scales and len(large.anchors) == 4 * len(model.anchors)
+    # around an object in the middle of a large tile the features depend on the surroundings alone, not on the place
+    image = np.zeros((1, 128, 128, 1), "f")
+    image[:, 20:84, 20:84] = tiles["image"][:1]
+    moved = np.roll(image, (8, 8), axis=(1, 2))
+    first, second = (
+        np.asarray(large.inspect(x)["rpn_scores"])[0, : 3 * 32 * 32].reshape(32, 32, 3) for x in (image, moved)
+    )
+    assert first.std() > 0.01 and np.corrcoef(first[8:20, 8:20].ravel(), second[10:22, 10:22].ravel())[0, 1] > 0.8
 
 
 def test_inspection_shows_consistent_stages(trained):
