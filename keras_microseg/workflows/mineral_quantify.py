@@ -210,7 +210,11 @@ def _fractions(folder: RunFolder) -> None:
     errors = class_maps.covariance_errors(scan, two_point, names, edge)
     table = table.merge(errors, on="class").merge(class_maps.surface_table(scan, names, pixel_size=size), on="class")
     densities = _densities(opened.minerals)
-    if densities:
+    pores = [m.name for m in opened.minerals if m.name.lower() in PORE_NAMES or m.micro_porosity == 1]
+    lacking = [name for name in names if name not in densities and name not in pores]
+    if lacking:
+        notes.append(f"No mass shares: the palette gives no density for {', '.join(lacking)}.")
+    else:
         mass = composition.mass_shares(found, densities)
         table = table.merge(mass.rename(columns={"low": "mass_low", "high": "mass_high"}), on="class")
     unit = "px" if size is None else size.unit
@@ -226,7 +230,6 @@ def _fractions(folder: RunFolder) -> None:
         ("two_point", two_point),
     ):
         io.write_table(folder.file(f"{name}.csv"), part, facts={"unit": unit})
-    pores = [m.name for m in opened.minerals if m.name.lower() in PORE_NAMES or m.micro_porosity == 1]
     micro = {m.name: m.micro_porosity for m in opened.minerals if 0 < m.micro_porosity < 1}
     space = {}
     if pores or micro:

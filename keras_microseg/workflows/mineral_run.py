@@ -46,7 +46,8 @@ class MineralRunSettings:
         pixel_size: of the micrograph, like "0.3um"; "px" measures in pixels; None = from its file.
         palette: of the map; None = the 24 colours of the package.
         references: tables to compare with, see `QuantifySettings`.
-        clean, register, tiles, train, predict, quantify: changes to the settings of the steps.
+        clean, register, tiles, train, predict, quantify: changes to the settings of the steps; `train` also knows
+            `preset`.
     """
 
     sem: str
@@ -70,6 +71,8 @@ class MineralRunSettings:
             if unknown:
                 known = ", ".join(f.name for f in dataclasses.fields(kind))
                 raise UserError(f"Unknown settings of {part}: {', '.join(sorted(unknown))}. Known are {known}.")
+        if self.tiles.get("reduce", 1) != 1:
+            raise UserError("In a run the working pixel is set by `clean`: use clean={'reduce': ...}, not tiles.")
 
 
 def read_config(path: str | os.PathLike) -> dict[str, Any]:
@@ -120,7 +123,10 @@ def run(
     folder = RunFolder(out, settings, command="mineral run", resume=resume, overwrite=overwrite, progress=progress)
     steps = [Step("clean", _clean), Step("register", _register), Step("masks", _masks), Step("tiles", _tiles)]
     steps += [Step("fit thresholds", _fit)]
-    steps += [Step("predict", _predict_thresholds)] if settings.method == "thresholds" else []
+    if settings.method == "thresholds":
+        steps += [Step("predict", _predict_thresholds)]
+    else:
+        steps += [Step("train", _train), Step("predict", _predict_network)]
     steps += [Step("evaluate", _evaluate), Step("quantify", _quantify), Step("report", _report, always=True)]
     return run_steps(folder, steps)
 
@@ -182,6 +188,28 @@ def _predict_thresholds(folder: RunFolder) -> None:
     image, classified = _thresholds(folder)
     io.check_disk_space(folder.path, classified.nbytes, "the map")
     write_tiff(folder.file("maps", "classes.tif"), classified, "YX", image.pixel_size)
+
+
+def _train(folder: RunFolder) -> None:
+    from keras_microseg.workflows import mineral_train
+
+    changes = dict(folder.settings.train)
+    name, data = changes.pop("preset", "cpu"), str(folder.path / "tiles")
+    edge = read_json(folder.path / "tiles" / mineral_tiles.TILES)["tile"]
+    changes.setdefault("tile", min(edge // 32 * 32, 256 if name == "gpu" else 128))
+    settings = mineral_train.preset(name, data, **changes)
+    mineral_train.train(settings, folder.directory("model"), **_options(folder))
+
+
+def _predict_network(folder: RunFolder) -> None:
+    from keras_microseg.inference.map_classes import PredictedClasses, open_map_predictor
+    from keras_microseg.workflows.mineral_train import MODEL
+
+    image = io.open_image(folder.path / "clean" / mineral_clean.SEM)
+    predictor = open_map_predictor(folder.path / "model" / MODEL)
+    classes = PredictedClasses(image.data, predictor)
+    io.check_disk_space(folder.path, classes.nbytes, "the map")
+    write_tiff(folder.file("maps", "classes.tif"), classes, "YX", image.pixel_size)
 
 
 def _map_path(folder: RunFolder) -> Path:
@@ -256,7 +284,7 @@ def _report(folder: RunFolder) -> None:
     method = (
         "Each grey value has the class that is most frequent there in the training tiles (no network)."
         if asked.method == "thresholds"
-        else "A network was trained on tiles of this pair; thresholds on the same tiles are the baseline."
+        else "A network was trained on tiles of this pair; thresholds from the same tiles are the baseline."
     )
     path = folder.file("report.html")
     mineral_report.report(

@@ -127,6 +127,24 @@ def test_from_the_pair_to_the_report_without_training(pair, tmp_path):
     assert refused.exit_code == 1 and "--resume" in refused.output
 
 
+def test_pores_and_ground_of_one_colour_come_apart(tmp_path):
+    """As in the source's maps: white is both; the disc of the micrograph tells the sample from the ground."""
+    rock = write_pair(tmp_path)
+    picture = io.open_image(tmp_path / "map.png").read()
+    picture[(picture == 0).all(axis=-1)] = 255
+    io.write_image(tmp_path / "map.png", picture)
+    settings = mineral_run.MineralRunSettings(
+        str(tmp_path / "sem.tif"), str(tmp_path / "map.png"), "thresholds", quantify={"grain_windows": 0}
+    )
+    folder = mineral_run.run(settings, tmp_path / "out")
+    fractions = pd.read_csv(folder.path / "tables" / "fractions.csv", comment="#").set_index("class")
+    assert list(fractions.index) == ["pores", "clay and accessory", "albite", "quartz"]
+    assert abs(fractions["share"]["pores"] - rock.fractions()["pore"]) < 0.015
+    facts = json.loads((folder.path / "tables" / "quantities.json").read_text())
+    assert "mass" not in fractions and "no density for clay and accessory" in facts["notes"][0]
+    assert "No mass shares" in (folder.path / "report.html").read_text()
+
+
 def test_counts_are_those_of_the_map(prepared, tmp_path):
     """What is measured in the exact classes is what is in them."""
     folder, rock = prepared
@@ -174,6 +192,8 @@ def test_bad_input(prepared, tmp_path):
         tiles(TileSettings((str(folder / "masks"),), tile=128, split="leave-one-out"), tmp_path / "no")
     with pytest.raises(UserError, match="Unknown settings of tiles: tiel"):
         mineral_run.MineralRunSettings(sem, mineral_map, tiles={"tiel": 3})
+    with pytest.raises(UserError, match="clean="):
+        mineral_run.MineralRunSettings(sem, mineral_map, tiles={"reduce": 2})
     (tmp_path / "run.json").write_text('{"metod": "thresholds"}')
     with pytest.raises(FileError, match="metod"):
         mineral_run.read_config(tmp_path / "run.json")
