@@ -190,15 +190,17 @@ def _report(folder: RunFolder) -> None:
     facts = read_json(folder.path / "tables" / "volume.json")
     statistics = volume_statistics(grey.data, max_ram=folder.settings.max_ram)
     sections = volume_sections(grey, statistics, labels=labels, facts={"Model": folder.settings.model})
-    table = measure_particles(labels, quantities=["equivalent_diameter"])
+    table = measure_particles(labels, quantities=["equivalent_diameter", "touches_border"])
+    whole = table[~table.touches_border]
+    table, which = (whole, "objects that are not cut by the border") if len(whole) else (table, "objects")
     found: list[Any] = [Table(result_rows(facts), "In brackets 95 % intervals.")]
     if len(table):
-        found.insert(0, Chart(_histogram(table), "Equivalent diameters."))
+        found.insert(0, Chart(_histogram(table), f"Equivalent diameters of {which}."))
     sections.insert(0, Section("Objects", found))
     cards = {"objects": facts["particles"], "of the volume": f"{facts['fraction']['value']:.2%}"}
     if len(table):
         unit = table.attrs["unit"]
-        cards[f"median diameter ({unit})"] = f"{table['equivalent_diameter'].median():.4g}"
+        cards[f"median diameter of {which} ({unit})"] = f"{table['equivalent_diameter'].median():.4g}"
     notes = []
     if folder.settings.model == "train" and folder.settings.labels is None:
         notes.append(
