@@ -47,6 +47,7 @@ Steps = Annotated[int | None, typer.Option(help="Batches per epoch. Default: the
     epilog=examples(
         "keras-microseg volume train VOLUME LABELS --out MODEL --epochs 30",
         "keras-microseg volume train scan.tif mask.tif --labels-are mask --labelled 40,120,200 --out MODEL",
+        "keras-microseg volume train a.tif a_labels.tif --also b.tif=b_labels.tif --held c.tif=c_lab.tif --out MODEL",
         "keras-microseg volume train scan.tif mask.tif --labels-are mask --architecture vfp_2level --patch 10x256x256 "
         "--out MODEL",
     )
@@ -63,6 +64,12 @@ def train(
         str | None, typer.Option(help="default, large, vfp_2level, vfp_4level or 2.5d. Default: the preset's.")
     ] = None,
     patch: Patch = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="A further pair VOLUME=LABELS to train on; may be repeated.")
+    ] = None,
+    held: Annotated[
+        list[str] | None, typer.Option(help="A pair VOLUME=LABELS for validation alone; may be repeated.")
+    ] = None,
     labelled: Annotated[
         str | None, typer.Option(help="Annotated slices, like 40,120,200 (counted from 0); others are ignored.")
     ] = None,
@@ -98,12 +105,16 @@ def train(
         "architecture": architecture, "patch": None if patch is None else parse_shape(patch),
         "labelled": parse_numbers(labelled), "ignore": ignore, "epochs": epochs, "steps_per_epoch": steps,
         "batch_size": batch_size, "validation": validation, "gap": gap, "devices": devices,
+        "held": tuple(map(_pair, held)) if held else None,
     }  # fmt: skip
     changes = {**_given(given), **parse_changes(change or [])}
-    settings = TrainVolumeSettings.from_preset(preset, source, labels, labels_are=labels_are, seed=seed, **changes)
+    sources = (source, labels) if not also else tuple(zip((source, labels), *map(_pair, also), strict=True))
+    settings = TrainVolumeSettings.from_preset(preset, *sources, labels_are=labels_are, seed=seed, **changes)
     with show_progress() as progress:
         trained = work.train_volume(settings, out, resume=resume, overwrite=overwrite, progress=progress)
     typer.echo(f"Model: {trained.model_path}")
+    if not any(name.startswith("val_") for name in trained.scores) and validation != 0:
+        typer.echo("Note: too few slices for a validation part of its own; these scores are of the training.", err=True)
     typer.echo(", ".join(f"{name} {value:.4f}" for name, value in trained.scores.items()))
 
 
@@ -243,3 +254,11 @@ def run(
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were used."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    """'scan.tif=labels.tif' -> both names."""
+    volume, sign, labels = text.partition("=")
+    if not sign or not volume or not labels:
+        raise typer.BadParameter(f"write VOLUME=LABELS. Received: {text!r}")
+    return volume, labels

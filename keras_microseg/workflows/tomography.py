@@ -207,6 +207,10 @@ def _report(folder: RunFolder) -> None:
             "The network was trained on an automatic mask (pseudo-labels): it imitates a threshold, and scores "
             "against that mask do not say how true it is."
         )
+    if folder.settings.model == "train":
+        card = read_json(folder.path / "model" / tomography_train.SETTINGS)["card"]
+        if not card["training"]["validation_slices"]:
+            notes.append("The network was trained without validation slices: how well it generalizes was not measured.")
     write_page(
         folder.file("report.html"), "Volume", sections, cards=cards, warnings=notes,
         subtitle=f"{grey.name} \u00b7 {folder.manifest['package']}",

@@ -63,6 +63,8 @@ class TrainVolumeSettings:
         slices: use only the first so many slices; None = all.
         validation: share of the slices kept for validation, one block; 0 = none; None = 0.2 where the volume has the
             slices for both parts, else none.
+        held: pairs of a volume and its labels kept for validation as a whole; then none of `volume` is, unless
+            `validation` says so.
         gap: slices left out between training and validation; None = the network's receptive field.
         epochs, steps_per_epoch, batch_size, learning_rate, patience, seed: as in `train`; `batch_size` is per device.
         loss: `"auto"`: that of instance maps, or Dice + cross-entropy.
@@ -91,6 +93,7 @@ class TrainVolumeSettings:
     ignore: int | None = None
     slices: int | None = None
     validation: float | None = None
+    held: tuple[tuple[str, str], ...] = ()
     gap: int | None = None
     epochs: int = 30
     steps_per_epoch: int = 50

@@ -95,7 +95,6 @@ class VolumeTraining:
     """Builds everything that one training needs, equally in every process that takes part in it."""
 
     def __init__(self, settings: TrainVolumeSettings, out: Path):
-        from keras_microseg.data.volumes import LabelledVolume
         from keras_microseg.models.unet3d import PRESETS, receptive_field, total_stride
 
         self.settings = settings
@@ -122,12 +121,14 @@ class VolumeTraining:
             except UserError as error:
                 raise UserError(f"{grey.name}: {error}") from None
             scale = Normalizer.fit(grey.data, settings.normalization)
-            facts = {"labelled": settings.labelled, "ignore": settings.ignore, "name": grey.name}
-            array = _AsMask(labels.data) if settings.labels_are == "mask" else labels.data
-            self.volumes.append(LabelledVolume(grey.data, array, scale, slices=training, **facts))
+            self.volumes.append(self._labelled(grey, labels, scale, training))
             has_labels = settings.labelled is None or any(a <= z < b for z in settings.labelled for a, b in held)
             if held and has_labels:
-                self.validation.append(LabelledVolume(grey.data, array, scale, slices=held, **facts))
+                self.validation.append(self._labelled(grey, labels, scale, held))
+        for grey, labels in (open_pair(*paths) for paths in settings.held):
+            scale, depth = Normalizer.fit(grey.data, settings.normalization), grey.shape[0]
+            known = None if settings.labelled is None else tuple(range(depth))
+            self.validation.append(self._labelled(grey, labels, scale, ((0, depth),), labelled=known))
         self.outputs, self.num_classes = self._choose_outputs(pairs)
         lower, upper = 0.1, 99.9
         self.card = {
@@ -148,11 +149,21 @@ class VolumeTraining:
         if self.num_classes:
             self.card["classes"] = self.num_classes
 
+    def _labelled(self, grey: Any, labels: Any, scale: Normalizer, slices: Any, **changes: Any) -> Any:
+        from keras_microseg.data.volumes import LabelledVolume
+
+        settings = self.settings
+        facts = {"labelled": settings.labelled, "ignore": settings.ignore, "name": grey.name, **changes}
+        array = _AsMask(labels.data) if settings.labels_are == "mask" else labels.data
+        return LabelledVolume(grey.data, array, scale, slices=slices, **facts)
+
     def _split(self, depth: int, gap: int, seed: int, name: str) -> tuple[Any, Any]:
         """`split_slices`; without validation where none was asked for and the volume is too thin for it."""
         from keras_microseg.data.volumes import split_slices
 
         share = self.settings.validation
+        if share is None and self.settings.held:
+            share = 0.0
         try:
             return split_slices(depth, 0.2 if share is None else share, gap, least=self.size[0], seed=seed)
         except UserError:

@@ -184,7 +184,25 @@ def test_presets():
         TomographySettings("a.tif", preset="quick")
 
 
+def test_validation_by_volume(data, tmp_path):
+    """Whole volumes for validation; the others give all their slices to the training."""
+    chosen = settings(data, validation=None, held=((str(data / "scan.npy"), str(data / "labels.npy")),))
+    task = VolumeTraining(dataclasses.replace(chosen, labelled=(3, 9), outputs=("foreground",)), tmp_path)
+    assert [v.slices for v in task.volumes] == [v.slices for v in task.validation] == [((0, 40),)]
+    assert len(task.validation[0].labelled) == 40 and task.volumes[0].labelled == (3, 9)
+    pair = [str(data / "scan.npy"), str(data / "labels.npy")]
+    more = ["--also", "=".join(pair), "--held", "=".join(pair), "--out", str(tmp_path / "model")]
+    size = ["--patch", "16", "--epochs", "1", "--steps", "1", "--batch-size", "1"]
+    network = ["--set", "filters=(2,2)", "--set", "pools=((2,2,2),)"]
+    command = ["volume", "train", *pair, *more, *size, *network]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "model" / "train_settings.json").read_text())
+    assert len(written["volume"]) == len(written["labels"]) == 2 and "val_loss" in written["scores"]
+
+
 def test_no_validation_in_thin_volumes(data, tmp_path, caplog):
+    caplog.set_level("WARNING", "keras_microseg")
     thin = settings(data, gap=40, validation=None)
     assert not VolumeTraining(thin, tmp_path).validation and "no" in caplog.text
     with pytest.raises(UserError, match="smaller gap"):
