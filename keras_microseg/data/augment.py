@@ -55,23 +55,26 @@ def crop_pair(
     settings: AugmentSettings = NO_AUGMENTATION,
     *,
     scale: float = 1.0,
+    outside: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random crop of fixed size of an image and its labels, zoomed and rotated together.
 
     Args:
         rng: random source.
         image: (H, W) or (H, W, C) float32.
-        labels: (H, W) integer; interpolated by nearest neighbour.
+        labels: (H, W) or (H, W, L) integer; interpolated by nearest neighbour.
         size: (height, width) of the result; images smaller than it are reflected.
         settings: `zoom`, `rotate` and `flips` are used here.
         scale: factor by which every image is enlarged besides the random zoom.
+        outside: grey value beyond the image, where labels are 0 then; None = image and labels are reflected, so that
+            an object can appear twice.
 
     Returns:
         Image and labels of `size`; label ids are those of the input.
     """
     zoom = scale * float(np.exp(rng.uniform(-1, 1) * np.log(settings.zoom)))
     angle = float(rng.uniform(0, 2 * np.pi)) if settings.rotate else 0.0
-    height, width = labels.shape
+    height, width = labels.shape[:2]
     free_y, free_x = max(height - size[0] / zoom, 0), max(width - size[1] / zoom, 0)
     centre_y = (height - free_y) / 2 + rng.uniform(0, free_y) - 0.5
     centre_x = (width - free_x) / 2 + rng.uniform(0, free_x) - 0.5
@@ -87,11 +90,13 @@ def crop_pair(
         if zoom < 0.8:  # average before thinning out
             image = ndimage.gaussian_filter(image, [0.4 / zoom] * 2 + [0] * (image.ndim - 2))
         channels = image[..., None] if image.ndim == 2 else image
-        moved = [
-            ndimage.map_coordinates(channels[..., c], grid, order=1, mode="mirror") for c in range(channels.shape[-1])
-        ]
+        layers = labels[..., None] if labels.ndim == 2 else labels
+        beyond = {"mode": "mirror"} if outside is None else {"mode": "constant", "cval": outside}
+        moved = [ndimage.map_coordinates(channels[..., c], grid, order=1, **beyond) for c in range(channels.shape[-1])]
         image = moved[0] if image.ndim == 2 else np.stack(moved, axis=-1)
-        labels = ndimage.map_coordinates(labels, grid, order=0, mode="mirror")
+        beyond = beyond | ({} if outside is None else {"cval": 0})
+        moved = [ndimage.map_coordinates(layers[..., c], grid, order=0, **beyond) for c in range(layers.shape[-1])]
+        labels = moved[0] if labels.ndim == 2 else np.stack(moved, axis=-1)
     if settings.flips:
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
         if size[0] != size[1]:

@@ -62,6 +62,7 @@ class SegmentSettings:
         unit: unit of lengths; None chooses nm, um or mm.
         quality: also segment at a smaller and a larger scale and say how far the results agree: a column `stability`
             per particle and an estimate of F1 per image, see `inference.agreement`.
+        min_score: least score of a particle (detectors of `particles train` only); None = as the model says.
     """
 
     images: tuple[str, ...]
@@ -76,9 +77,12 @@ class SegmentSettings:
     exclude_border: bool = False
     unit: str | None = None
     quality: bool = False
+    min_score: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
+        if self.min_score is not None:
+            check_number("min_score", self.min_score, minimum=0, maximum=1)
         check_choice("polarity", self.polarity, POLARITIES)
         if isinstance(self.info_bar, str):
             if self.info_bar != "auto":
@@ -114,6 +118,7 @@ def segment(
     exclude_border: bool = False,
     unit: str | None = None,
     quality: bool = False,
+    min_score: float | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -124,8 +129,8 @@ def segment(
         images: files, folders, or one (Y, X) array or `Image` (or a list of them).
         out: folder for labels, tables, overlays and report; None gives the results in memory only.
         model: see `SegmentSettings`; also an `inference.Segmenter` that is loaded already.
-        method, pixel_size, info_bar, polarity, diameter, min_diameter, flips, exclude_border, unit, quality: see
-            `SegmentSettings`. Plain numbers as diameters are pixels.
+        method, pixel_size, info_bar, polarity, diameter, min_diameter, flips, exclude_border, unit, quality,
+            min_score: see `SegmentSettings`. Plain numbers as diameters are pixels.
         resume, overwrite: see `RunFolder`.
         progress: called as `progress(step, done, total, item)`.
 
@@ -147,7 +152,7 @@ def segment(
     names = tuple(_source(one, number) for number, one in enumerate(listed, start=1))
     settings = SegmentSettings(
         names, method, "loaded" if ready is not None else model, pixel_size, info_bar, polarity, diameter,
-        min_diameter, flips, exclude_border, unit, quality,
+        min_diameter, flips, exclude_border, unit, quality, min_score,
     )  # fmt: skip
     inputs = {} if in_memory else item_names(io.find_images(listed))
     if in_memory or out is None:
@@ -230,7 +235,11 @@ def segment_plane(
     if isinstance(labels, np.ndarray):
         whole = whole[...]
     facts = {**facts, "seconds": round(time.perf_counter() - start, 3)}
-    stability, columns = facts.pop("stability", None), None
+    stability, columns = facts.pop("stability", None), facts.pop("columns", None)
+    if columns is not None:  # per label of the segmenter, some of which are left out
+        listed = columns["label"].to_numpy()
+        numbered = np.where(listed < len(numbers), numbers[np.minimum(listed, len(numbers) - 1)], 0)
+        columns = columns.assign(label=numbered)[numbered > 0].reset_index(drop=True)
     if stability is not None:
         kept = stability.renumbered(numbers)
         columns = pd.DataFrame({"label": kept.ids, "stability": kept.particles.astype(float)})
@@ -313,6 +322,8 @@ def make_segmenter(
     from keras_microseg import inference
 
     device = backend.configure_device()
+    if ready is None and is_detector(settings.model):
+        return _detector(settings, str(device))
     segmenter = inference.Segmenter(settings.model) if ready is None else ready
 
     def network(image: Image, diameter: float | None, min_area: float | None) -> tuple[Any, dict[str, Any]]:
@@ -332,6 +343,47 @@ def make_segmenter(
     return network, {"model": segmenter.source or {"path": settings.model}, "device": str(device)}
 
 
+def is_detector(model: str) -> bool:
+    """Whether a model file holds a detector (`particles train`) and no network of maps."""
+    if model == "default" or not Path(model).is_file():
+        return False
+    from keras_microseg.models.saving import read_card
+
+    return (read_card(model) or {}).get("kind") == "detector"
+
+
+def _detector(settings: SegmentSettings, device: str) -> tuple[SegmentPlane, dict[str, Any]]:
+    """The same with a Mask R-CNN; every particle has a score and a class."""
+    from keras_microseg.data.boxes import read_channels
+    from keras_microseg.inference.instances import InstancePredictor
+    from keras_microseg.models.saving import sha256
+
+    predictor = InstancePredictor(settings.model)
+    names = list(predictor.card.get("categories") or ["particle"])
+
+    def detect(image: Image, diameter: float | None, min_area: float | None) -> tuple[Any, dict[str, Any]]:
+        scale = float(predictor.card.get("scale", 1.0))
+        typical = predictor.card.get("diameter", {}).get("typical")
+        if diameter is not None and typical:
+            scale = typical / diameter
+        score = settings.min_score if settings.min_score is not None else predictor.card.get("min_score", 0.5)
+        found = predictor(read_channels(image, predictor.channels), min_score=score, scale=scale)
+        labels, table = found.labels, found.table
+        if min_area is not None:
+            small = table["area"].to_numpy() < min_area
+            labels = np.where(np.concatenate([[False], small])[labels], 0, labels)
+        columns = table[["label", "score", "cut"]].copy()
+        if len(names) > 1:
+            columns["class"] = [names[number - 1] for number in table["class"]]
+        facts = {"scale": round(scale, 4), "min_score": score, "full_tiles": found.full_tiles,
+                 "network_seconds": round(found.seconds["network"], 3), "post_seconds": round(found.seconds["post"], 3),
+                 "columns": columns}  # fmt: skip
+        return labels, facts
+
+    source = {"path": settings.model, "sha256": sha256(settings.model), "kind": "detector"}
+    return detect, {"model": source, "device": device}
+
+
 def describe_method(settings: SegmentSettings, facts: Mapping[str, Any]) -> str:
     """What was done, in sentences for report and tables."""
     bar = {"auto": "Info bars were looked for and left out.", None: "No info bar was left out."}
@@ -347,6 +399,13 @@ def describe_method(settings: SegmentSettings, facts: Mapping[str, Any]) -> str:
             f"watershed that separates touching particles. {bar_text}"
         )
     model = facts.get("model") or {}
+    if model.get("kind") == "detector":
+        return (
+            f"Particles were found by the Mask R-CNN {model.get('path', settings.model)} (SHA-256 "
+            f"{str(model.get('sha256', 'unknown'))[:12]}) on {facts.get('backend')}: boxes and masks in overlapping "
+            "tiles, joined by their masks; where particles overlap, the smaller one lies on top. `score` is the "
+            f"network's probability, `cut` marks particles that no tile showed whole. {bar_text}"
+        )
     flips = " Predictions were averaged over mirrored images." if settings.flips else ""
     return (
         f"Particles were found by the network {model.get('path', settings.model)} "
