@@ -5,7 +5,8 @@
 
 berea, grains: the reference labels become a grey scan (blur, noise, rings) in a folder of slices; FiberForm is a grey
 scan as it comes. Every run: stack, automatic mask, training on that mask (preset `fast`), prediction, labels, tables,
-report. Runs that are complete are not repeated. `--edge` crops the two larger volumes to a cube (0 = all of it).
+report. Runs that are complete are not repeated. `--edge` crops the two larger volumes to a cube (0 = all of it). Other
+options, such as `--epochs 4 --steps 15`, are passed on to `volume run`.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ def write_scan(name: str, truth: np.ndarray, folder: Path) -> None:
         tifffile.imwrite(folder / f"slice_{number:04d}.tif", plane)
 
 
-def run(name: str, source: Path, backend: str, folder: Path) -> dict:
+def run(name: str, source: Path, backend: str, folder: Path, more: list[str]) -> dict:
     """One `volume run` in a process of its own, with its time and peak memory."""
     command = [sys.executable, "-m", "keras_microseg", "volume", "run", str(source), "--out", str(folder), "--resume",
-               "--model", "train", "--preset", "fast", "--backend", backend, *OPTIONS[name]]  # fmt: skip
+               "--model", "train", "--preset", "fast", "--backend", backend, *OPTIONS[name], *more]  # fmt: skip
     print("$", " ".join(command[1:]), flush=True)
     begin = time.time()
     with (folder.parent / f"{folder.name}.log").open("a") as log:
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--backends", nargs="+", default=["torch", "jax", "tensorflow"])
     parser.add_argument("--edge", type=int, default=256)
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.only:
         with tempfile.TemporaryDirectory() as scratch:
@@ -133,7 +134,7 @@ def main() -> None:
             folder = options.out / f"{source.stem}_{backend}"
             path = folder.with_suffix(".json")
             if not path.is_file():
-                row = run(name, source, backend, folder)
+                row = run(name, source, backend, folder, more)
                 path.write_text(json.dumps({**row, **score(name, folder, truth)}, indent=1))
             print(f"{folder.name:28s} " + ", ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
