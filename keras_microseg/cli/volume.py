@@ -204,6 +204,7 @@ def baseline(
     voxel_size: VoxelSize = None,
     dataset: Dataset = None,
     max_ram: MaxRam = "2GB",
+    report: Report = True,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -215,11 +216,11 @@ def baseline(
         check_choice("--set", name, ("features", "half_width", "isotropic", "window"))
     settings = work.BaselineRun(
         source, method, classes, labels=labels, labelled=parse_numbers(labelled), seed=seed, kind=kind,
-        voxel_size=voxel_size, dataset=dataset, max_ram=max_ram, **changes,
+        voxel_size=voxel_size, dataset=dataset, max_ram=max_ram, report=report, **changes,
     )  # fmt: skip
     with show_progress() as progress:
         path = work.baseline(settings, out, resume=resume, overwrite=overwrite, progress=progress)
-    typer.echo(f"Written: {path}")
+    say_written(path, out, report)
 
 
 @app.command(

@@ -31,7 +31,7 @@ from keras_microseg.segmentation.voxel_classes import (
     fit_multi_otsu,
     fit_pixel_forest,
 )
-from keras_microseg.workflows.steps import Progress, RunFolder, Step, plain, run_steps, write_json
+from keras_microseg.workflows.steps import Progress, RunFolder, Step, plain, read_json, run_steps, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class BaselineRun:
         half_width, isotropic: see `GradientEnergy`.
         window: see `StructureCoherence`.
         seed: of k-means and forest.
-        kind, voxel_size, dataset, max_ram: see `StackSettings`.
+        kind, voxel_size, dataset, max_ram, report: see `StackSettings`.
     """
 
     source: str
@@ -75,6 +75,7 @@ class BaselineRun:
     voxel_size: str | None = None
     dataset: str | None = None
     max_ram: str = dataclasses.field(default="2GB", **_HOW)
+    report: bool = dataclasses.field(default=True, **_HOW)
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
@@ -104,7 +105,7 @@ def baseline(
     Args:
         settings: what and how.
         out: folder; gets `classes.zarr` (uint8, 0 = lowest grey value or map), for the maps also `map.zarr` (float32),
-            and `baseline.json`.
+            `baseline.json` and `report.html`.
         resume, overwrite: see `RunFolder`.
         progress: called as `progress(step, done, total, item)`.
 
@@ -142,8 +143,35 @@ def baseline(
         write_json(folder.file("baseline.json"), {**facts, **found})
         logger.info("%s: %s, shares %s.", source.name, settings.method, found["shares"])
 
-    run_steps(folder, [Step("classify", run)])
+    def report(folder: RunFolder) -> None:
+        _write_page(folder, source, target, settings)
+
+    run_steps(folder, [Step("classify", run), *([Step("report", report)] if settings.report else [])])
     return target
+
+
+def _write_page(folder: RunFolder, source: Image, target: Path, settings: BaselineRun) -> None:
+    from keras_microseg.report.page import Section, write_page
+    from keras_microseg.report.volumes import orthogonal_views, volume_sections
+
+    found = read_json(folder.path / "baseline.json")
+    statistics = volume_statistics(source.data, max_ram=settings.max_ram)
+    is_map = settings.method in _MAPS
+    marks = {} if is_map else {f"threshold {i + 1}": value for i, value in enumerate(found["thresholds"])}
+    facts = {"Method": settings.method, "Thresholds": ", ".join(f"{value:.5g}" for value in found["thresholds"])}
+    sections = volume_sections(
+        source, statistics, labels=io.open_volume(target), marks=marks, facts=facts, outlines="mask"
+    )
+    if is_map:
+        values = io.open_volume(folder.path / f"map.{settings.kind}")
+        limits = [volume_statistics(values.data, max_ram=settings.max_ram).percentile(p) for p in (0.1, 99.9)]
+        views = orthogonal_views(values, limits=tuple(limits))
+        sections.insert(0, Section(f"Map from {limits[0]:.4g} (black) to {limits[1]:.4g} (white)", views))
+    cards = {f"class {number}": f"{share:.2%}" for number, share in enumerate(found["shares"])}
+    write_page(
+        folder.file("report.html"), "Classes without a network", sections, cards=cards,
+        subtitle=f"{source.name} \u00b7 {folder.manifest['package']}",
+    )  # fmt: skip
 
 
 def _write_map(source: Image, out: Any, settings: BaselineRun) -> None:

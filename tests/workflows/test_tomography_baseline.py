@@ -32,7 +32,9 @@ def run(scan, out, *options):
 @pytest.mark.parametrize("method", ["kmeans", "otsu", "halfway", "forest"])
 def test_methods_by_grey_value_find_the_spheres(scan, tmp_path, method):
     labels = ["--labels", str(scan / "labels.npy"), "--labelled", "10,20"] if method == "forest" else []
-    done = run(scan, tmp_path / "out", "--method", method, *labels, "--max-ram", "20MB", "--voxel-size", "2um")
+    done = run(
+        scan, tmp_path / "out", "--method", method, *labels, "--max-ram", "20MB", "--voxel-size", "2um", "--no-report"
+    )
     assert done.exit_code == 0, done.output
     classes, truth = io.open_volume(tmp_path / "out" / "classes.zarr"), np.load(scan / "labels.npy")
     assert classes.pixel_size.size == (2.0,) * 3
@@ -50,6 +52,7 @@ def test_maps(scan, tmp_path, method):
     classes = io.open_volume(tmp_path / "out" / "classes.zarr").read()
     level = json.loads((tmp_path / "out" / "baseline.json").read_text())["thresholds"][0]
     np.testing.assert_array_equal(classes, values > level)
+    assert "Map from" in (tmp_path / "out" / "report.html").read_text()
     if method == "depth":
         assert classes.mean() == pytest.approx(0.25, abs=0.01)
 
