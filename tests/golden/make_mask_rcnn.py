@@ -52,6 +52,7 @@ def make_tiles(count, settings, anchors, seed=0):
             tiles["image"][i][(y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2] += 0.5
             tiles["boxes"][i, slot] = np.concatenate([centre - radius, centre + radius]) / size
             tiles["classes"][i, slot], tiles["masks"][i, slot] = 1, disc
+        tiles["boxes"][i, -1], tiles["classes"][i, -1] = (0.5, 0.5, 0.5, 0.7), 1  # without area: counts for nothing
         found = rpn_targets(anchors, tiles["boxes"][i], tiles["classes"][i], rng, samples=64)
         tiles["rpn_match"][i], tiles["rpn_deltas"][i] = found
     return tiles

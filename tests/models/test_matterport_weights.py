@@ -5,6 +5,7 @@ stored statistics, stride on the first 1x1 convolution, nearest up-sampling, cor
 """
 
 import h5py
+import keras
 import numpy as np
 import pytest
 from harness import to_numpy
@@ -16,6 +17,7 @@ from keras_microseg.models.matterport_weights import (
     read_layers,
     write_matterport_weights,
 )
+from keras_microseg.models.resnet_fpn import feature_pyramid
 
 SIZE, CLASSES = 64, 2
 BLOCKS = {2: "abc", 3: "abcd", 4: "abcdef", 5: "abc"}
@@ -245,12 +247,11 @@ def test_network_gives_the_numbers_of_the_reference(loaded, file):
 
 def test_grey_images_are_repeated(loaded):
     model = loaded[0]
-    grey = MaskRCNN(MaskRCNNSettings(**(model.get_config()["settings"] | {"channels": 1})))
-    grey.set_weights(model.get_weights())
-    image = np.random.default_rng(2).random((1, SIZE, SIZE, 1), dtype="f")
-    expected = to_numpy(model.pyramid(np.repeat(image, 3, axis=-1), training=False)[0])
-    found = to_numpy(grey.pyramid(image, training=False)[0])
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    s = model.settings
+    grey = feature_pyramid("light", 32, 1, input_scale=s.input_scale, input_mean=s.input_mean)
+    image = np.random.default_rng(2).random((1, 32, 32, 1), dtype="f")
+    found = to_numpy(keras.Model(grey.input, grey.get_layer("input_scale").output)(image))
+    np.testing.assert_allclose(found, 255 * np.repeat(image, 3, axis=-1) - MEANS, atol=1e-3)
 
 
 def test_files_of_whole_models_and_of_keras_1_are_read(file, tmp_path):
@@ -267,7 +268,9 @@ def test_backbone_alone_adapts_the_first_convolution(file, tmp_path):
     _, weights = file
     backbone = {n: v for n, v in weights.items() if n in ("conv1", "bn_conv1") or n.startswith(("res", "bn"))}
     path = write_file(tmp_path / "imagenet.h5", backbone)
-    settings = MaskRCNNSettings.preset("default", tile_size=SIZE, box_width=8, mask_width=8)
+    settings = MaskRCNNSettings.preset(
+        "default", tile_size=SIZE, pyramid_width=8, rpn_width=8, box_width=8, mask_width=8
+    )
     model = MaskRCNN(settings)
     report = load_matterport_weights(model, path, part="backbone")
     assert len(report.loaded) == 2 + 2 * 52 and not report.unused
@@ -278,65 +281,74 @@ def test_backbone_alone_adapts_the_first_convolution(file, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-3)
     with pytest.raises(ValueError, match=r"lacks \d+ layers.*part=\"backbone\""):
         load_matterport_weights(model, path)
-    deep = MaskRCNN(MaskRCNNSettings.preset("legacy", tile_size=SIZE, rpn_width=8, box_width=8, mask_width=8))
+    narrow = {"pyramid_width": 8, "rpn_width": 8, "box_width": 8, "mask_width": 8}
+    deep = MaskRCNN(MaskRCNNSettings.preset("legacy", tile_size=SIZE, **narrow))
     with pytest.raises(ValueError, match='The file is of a ResNet-50: use backbone="resnet50"'):
         load_matterport_weights(deep, path, part="backbone")
 
 
-def test_coco_heads_are_skipped_or_chosen(file, tmp_path):
-    _, weights = file
-    coco = random_weights(classes=5, seed=1)
-    path = write_file(tmp_path / "coco.h5", {name: coco[name] for name in coco if name.startswith("mrcnn")} | weights)
-    with h5py.File(path, "a") as opened:
-        for name in ("mrcnn_class_logits", "mrcnn_bbox_fc", "mrcnn_mask"):
-            for kind, value in coco[name].items():
-                del opened[name][f"{name}/{kind}:0"]
-                opened[name][f"{name}/{kind}:0"] = value
-    model = MaskRCNN(MaskRCNNSettings.preset("legacy", tile_size=SIZE, backbone="resnet50"))
+SMALL = {"tile_size": 64, "pyramid_width": 8, "rpn_width": 8, "box_width": 8, "mask_width": 8, "light_widths": (4,) * 5}
+
+
+def small_model(classes=2):
+    return MaskRCNN(MaskRCNNSettings.preset("light", **SMALL, num_classes=classes))
+
+
+def small_weights(model, seed=4):
+    rng = np.random.default_rng(seed)
+    return {
+        layer.name: {weight.name: rng.random(weight.shape, dtype="f") for weight in layer.weights}
+        for layer in model.weighted_layers()
+    }
+
+
+def test_coco_heads_are_skipped_or_chosen(tmp_path):
+    model, coco = small_model(), small_weights(small_model(classes=5))
+    path = write_file(tmp_path / "coco.h5", coco)
     with pytest.raises(ValueError, match='other shapes for 3 layers.*part="shared"'):
         load_matterport_weights(model, path)
-    before = model.box_head.get_layer("mrcnn_class_logits").get_weights()
+    head, mask = (part.get_layer(n) for part, n in ((model.box_head, "mrcnn_bbox_fc"), (model.mask_head, "mrcnn_mask")))
+    before = head.get_weights()
     report = load_matterport_weights(model, path, part="shared")
     assert report.unused == ("mrcnn_bbox_fc", "mrcnn_class_logits", "mrcnn_mask")
-    assert np.array_equal(model.box_head.get_layer("mrcnn_class_logits").get_weights()[0], before[0])
+    assert np.array_equal(head.get_weights()[0], before[0])
+    assert np.array_equal(model.rpn.get_layer("rpn_class_raw").get_weights()[0], coco["rpn_class_raw"]["kernel"])
     load_matterport_weights(model, path, classes=(0, 3))
-    kernel, bias = model.box_head.get_layer("mrcnn_bbox_fc").get_weights()
     columns = [0, 1, 2, 3, 12, 13, 14, 15]
-    assert np.array_equal(kernel, coco["mrcnn_bbox_fc"]["kernel"][:, columns])
-    assert np.array_equal(bias, coco["mrcnn_bbox_fc"]["bias"][columns])
-    assert np.array_equal(model.mask_head.get_layer("mrcnn_mask").get_weights()[1], coco["mrcnn_mask"]["bias"][[0, 3]])
+    assert np.array_equal(head.get_weights()[0], coco["mrcnn_bbox_fc"]["kernel"][:, columns])
+    assert np.array_equal(head.get_weights()[1], coco["mrcnn_bbox_fc"]["bias"][columns])
+    assert np.array_equal(mask.get_weights()[1], coco["mrcnn_mask"]["bias"][[0, 3]])
     with pytest.raises(ValueError, match=r"`classes` must be among 0..4"):
         load_matterport_weights(model, path, classes=(0, 9))
 
 
-def test_missing_layers_are_named_and_may_be_skipped(file, tmp_path):
-    _, weights = file
-    less = {name: value for name, value in weights.items() if name not in ("fpn_p3", "mrcnn_mask_bn2")}
+def test_missing_layers_are_named_and_may_be_skipped(tmp_path):
+    model = small_model()
+    weights = small_weights(model)
+    less = {name: value for name, value in weights.items() if name not in ("fpn_p3", "mrcnn_mask_conv2")}
     path = write_file(tmp_path / "less.h5", less | {"extra": {"kernel": np.zeros((1, 1))}})
-    model = MaskRCNN(MaskRCNNSettings.preset("legacy", tile_size=SIZE, backbone="resnet50"))
     before = model.get_weights()
-    with pytest.raises(ValueError, match="lacks 2 layers of the model: fpn_p3, mrcnn_mask_bn2"):
+    with pytest.raises(ValueError, match="lacks 2 layers of the model: fpn_p3, mrcnn_mask_conv2"):
         load_matterport_weights(model, path)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))  # all or nothing
     report = load_matterport_weights(model, path, skip_missing=True)
-    assert report.missing == ("fpn_p3", "mrcnn_mask_bn2") and report.unused == ("extra",)
-    assert "2 missing: fpn_p3, mrcnn_mask_bn2" in str(report)
+    assert report.missing == ("fpn_p3", "mrcnn_mask_conv2") and report.unused == ("extra",)
+    assert "2 missing: fpn_p3, mrcnn_mask_conv2" in str(report)
 
 
-def test_written_files_are_read_again(loaded, tmp_path):
-    model, _ = loaded
+def test_written_files_are_read_again(tmp_path):
+    model, copy = small_model(), small_model()
     path = write_matterport_weights(model, tmp_path / "out.h5")
-    stored = read_layers(path)
-    assert len(stored) == 133
     with h5py.File(path) as opened:
-        assert "rpn_model" in opened and opened["conv1/conv1/kernel:0"].shape == (7, 7, 3, 64)
-    copy, report = model_from_matterport(path, tile_size=SIZE)
-    assert len(report.loaded) == 133
+        assert "rpn_model" in opened and opened["conv1/conv1/kernel:0"].shape == (3, 3, 1, 4)
+        assert b"conv1" in list(opened.attrs["layer_names"])
+    report = load_matterport_weights(copy, path)
+    assert len(report.loaded) == len(model.weighted_layers()) and not report.unused
     assert all(np.array_equal(a, b) for a, b in zip(copy.get_weights(), model.get_weights(), strict=True))
 
 
 def test_other_files_are_refused(tmp_path):
-    model = MaskRCNN(MaskRCNNSettings.preset("light", tile_size=64))
+    model = small_model()
     with pytest.raises(ValueError, match="no such weight file"):
         load_matterport_weights(model, tmp_path / "none.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
