@@ -148,10 +148,10 @@ def test_inspection_shows_consistent_stages(trained):
 def test_steps_and_detections_are_those_of_every_backend():
     backend.configure_device(deterministic=True)
     found, stored = MAKER.compute(), np.load(MAKER.PATH)
-    np.testing.assert_allclose(found["losses"], stored["losses"], rtol=2e-4, atol=1e-5)
-    np.testing.assert_allclose(found["sums"], stored["sums"], rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(found["losses"], stored["losses"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["sums"], stored["sums"], rtol=1e-4, atol=1e-4)
     for name in ("boxes", "classes", "scores", "valid", "masks"):
-        np.testing.assert_allclose(found[name], stored[name], atol=1e-3)
+        np.testing.assert_allclose(found[name], stored[name], atol=1e-4)
 
 
 def test_file_of_another_backend_opens_with_its_results():
