@@ -10,6 +10,12 @@ from keras_microseg.cli.shared import Out, Overwrite, Resume, Seed, examples, sh
 
 app = typer.Typer()
 
+VoxelSize = Annotated[
+    str | None,
+    typer.Option("--voxel-size", "-p", help='Edge lengths like 70nm or "0.2 x 0.07 x 0.07 um" (z, y, x). '
+                 "Default: from the file."),
+]  # fmt: skip
+
 
 @app.command(
     epilog=examples(
@@ -61,6 +67,63 @@ def simulate(
     if counts is not None:
         typer.echo(f"{sum(counts.values())} sections of particles in {len(counts)} slices.")
     typer.echo(f"Written: {path}")
+
+
+@app.command(
+    epilog=examples(
+        "keras-microseg particles link DETECTIONS --out LINKED",
+        "keras-microseg particles link VIEWS --out LINKED --min-votes 2",
+        "keras-microseg particles link slices.zarr --out LINKED --max-gap 1 --min-slices 5 --voxel-size 70nm",
+    )
+)
+def link(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of label images, a volume of labels that count anew in every slice, or a folder that holds "
+            "such volumes of two or three views (labels_z, labels_y, labels_x).",
+            metavar="DETECTIONS",
+        ),
+    ],
+    out: Out,
+    axis: Annotated[str, typer.Option(help="Along which slices follow each other: z, y or x.")] = "z",
+    min_iou: Annotated[float, typer.Option(help="IoU above which labels of two slices may be one particle.")] = 0.2,
+    max_gap: Annotated[int, typer.Option(help="Slices a particle may be missing, split or merged.")] = 2,
+    min_inside: Annotated[
+        float, typer.Option(help="Share of a part that lies inside a particle when it belongs to it; 1 = no repair.")
+    ] = 0.7,
+    neck: Annotated[
+        float,
+        typer.Option(help="Cut where the area falls below this share of the maxima on both sides; 0 = never."),
+    ] = 0.5,
+    min_slices: Annotated[int, typer.Option(help="Particles in fewer slices are left out.")] = 3,
+    min_size: Annotated[int, typer.Option(help="Particles of fewer voxels are left out.")] = 0,
+    min_score: Annotated[float, typer.Option(help="Labels with a lower score are left out.")] = 0.0,
+    min_votes: Annotated[int | None, typer.Option(help="Views that must agree. Default: more than half.")] = None,
+    fill_gaps: Annotated[bool, typer.Option("--fill-gaps/--no-fill-gaps", help="Fill slices that miss it.")] = True,
+    kind: Annotated[str, typer.Option("--kind", help="Result as zarr, tif or npy.")] = "zarr",
+    voxel_size: VoxelSize = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Join the labels of slices to particles: gaps bridged, splits joined, merged labels cut. Needs no keras."""
+    from keras_microseg.segmentation.linking import LinkSettings
+    from keras_microseg.workflows import particle_link
+    from keras_microseg.workflows.steps import read_json
+
+    how = LinkSettings(min_iou, max_gap, min_inside, neck, min_slices, fill_gaps)
+    run = particle_link.LinkRun(source, axis, min_score, how, min_votes, min_size, kind, voxel_size)
+    with show_progress() as progress:
+        path = particle_link.link(run, out, resume=resume, overwrite=overwrite, progress=progress)
+    facts = read_json(out / "run.json")
+    for name in (name for name in facts if name.startswith("along_")):
+        found = facts[name]
+        typer.echo(
+            f"Along {name[-1]}: {found['labels']} labels in {found['slices']} slices -> {found['objects']} particles; "
+            f"{found['gaps_bridged']} gaps bridged, {found['parts_joined']} parts joined, "
+            f"{found['merged_cut']} merged labels cut."
+        )
+    typer.echo(f"{facts['objects']} particles. Written: {path}")
 
 
 def _lengths(text: str, count: int, option: str) -> tuple[int, ...]:
