@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from keras_microseg.cli.shared import Out, Overwrite, Resume, Seed, examples, show_progress
+from keras_microseg.cli.shared import Out, Overwrite, Resume, Seed, examples, list_failures, show_progress
 
 app = typer.Typer()
 
@@ -124,6 +124,89 @@ def link(
             f"{found['merged_cut']} merged labels cut."
         )
     typer.echo(f"{facts['objects']} particles. Written: {path}")
+
+
+@app.command(
+    epilog=examples(
+        "keras-microseg particles measure LINKED/labels.zarr --phases phases.zarr --voxel-size 70nm --out RESULT",
+        "keras-microseg particles measure labels.tif --grey grey.tif --phases otsu --skip 1.5 --out RESULT",
+        "keras-microseg particles measure A.tif B.tif --phases PA.tif --phases PB.tif --group 10 --group 50 --out R",
+    )
+)
+def measure(
+    labels: Annotated[list[str], typer.Argument(help="Label volumes of particles, one per sample.", metavar="LABELS")],
+    out: Out,
+    phases: Annotated[
+        list[str] | None,
+        typer.Option(help="Phase volume, one per label volume; or 'otsu': from --grey by multi-Otsu thresholds."),
+    ] = None,
+    grey: Annotated[list[str] | None, typer.Option(help="Grey volume, one per label volume.")] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(help="Grey values between void and CBD, and CBD and particle, like 90,160.")
+    ] = None,
+    void: Annotated[str, typer.Option(help="Values of void in the phase volume, with commas.")] = "0",
+    cbd: Annotated[str, typer.Option(help="Values of carbon and binder.")] = "1",
+    particle: Annotated[str, typer.Option(help="Values of active material.")] = "2",
+    crack: Annotated[str, typer.Option(help="Values of cracks, where they are a class; 'none'.")] = "3",
+    distances: Annotated[str, typer.Option(help="Distances of the sweep, voxels.")] = "1,2,3,4,5",
+    distance: Annotated[float, typer.Option(help="Main distance, voxels.")] = 3.0,
+    skip: Annotated[
+        float, typer.Option(help="Shells leave out what is not farther, voxels: 1.5 for phases by thresholds.")
+    ] = 0.0,
+    fill_radius: Annotated[float, typer.Option(help="Ball that closes cracks, voxels; 0 = fill holes only.")] = 10.0,
+    rim: Annotated[float, typer.Option(help="Empty voxels this near under the outline are no cracks, voxels.")] = 0.0,
+    collector: Annotated[str | None, typer.Option(help="Face at the collector: z0, z1, y0, y1, x0, x1.")] = None,
+    border: Annotated[int, typer.Option(help="Particles this near to the border are left out too, voxels.")] = 0,
+    min_size: Annotated[int, typer.Option(help="Smaller objects are left out, voxels.")] = 100,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="Label of each volume (cycles, rate), in order; or one CSV with columns label, group."),
+    ] = None,
+    unit: Annotated[str, typer.Option("--unit", help="Unit of all lengths.")] = "um",
+    voxel_size: VoxelSize = None,
+    max_ram: Annotated[str, typer.Option("--max-ram", help="Memory for planes kept from disk.")] = "1GB",
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Detachment, damage, shape, contacts and neighbours of every particle, with tests, figures and a report."""
+    from keras_microseg.measurement.cathode_table import CathodeMeasures
+    from keras_microseg.measurement.particle_crops import PhaseClasses
+    from keras_microseg.workflows.particle_measure import CathodeMeasureRun, measure_cathodes
+    from keras_microseg.workflows.steps import read_json
+
+    classes = PhaseClasses(*(_values(*pair) for pair in (
+        (void, "--void"), (cbd, "--cbd"), (particle, "--particle"), (crack, "--crack"))))  # fmt: skip
+    measures = CathodeMeasures(
+        classes, _numbers(distances, "--distances"), distance, skip, fill_radius=fill_radius, rim=rim,
+        collector=collector, border=border, min_size=min_size, max_ram=max_ram,
+    )  # fmt: skip
+    run = CathodeMeasureRun(
+        tuple(labels), tuple(phases or ()), () if thresholds is None else _numbers(thresholds, "--thresholds"),
+        tuple(grey or ()), tuple(group or ()), measures, unit, voxel_size, seed,
+    )  # fmt: skip
+    with show_progress() as progress:
+        folder = measure_cathodes(run, out, resume=resume, overwrite=overwrite, progress=progress)
+    facts = read_json(folder.path / "run.json")
+    for name, found in facts["volumes"].items():
+        text = f"{name}: {found['particles']} particles, {found['edge_particles']} of them cut by the border"
+        for key, word in (("mean_detachment", "detachment"), ("mean_damage", "damage")):
+            if found.get(key) is not None:
+                text += f", mean {word} {found[key]:.3f}"
+        typer.echo(text + ".")
+    if facts["volumes"]:
+        typer.echo(f"Report: {folder.path / 'report.html'}")
+    list_failures(folder.failures())
+
+
+def _values(text: str, option: str) -> tuple[int, ...]:
+    """'0,4' -> (0, 4); 'none' -> ()."""
+    if text.strip().lower() in ("none", ""):
+        return ()
+    numbers = _numbers(text, option)
+    if any(value != int(value) for value in numbers):
+        raise typer.BadParameter(f"write whole numbers with commas. Received: {text!r}", param_hint=option)
+    return tuple(int(value) for value in numbers)
 
 
 def _lengths(text: str, count: int, option: str) -> tuple[int, ...]:

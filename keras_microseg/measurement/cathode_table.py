@@ -59,9 +59,10 @@ class CathodeMeasures:
             object.__setattr__(self, "distances", tuple(sorted((*self.distances, float(self.distance)))))
         for name in ("skip", "fill_radius", "rim"):
             check_number(name, getattr(self, name), minimum=0, maximum=1000)
-        if not self.distances or min(self.distances) < 1 or min(self.distances) <= self.skip:
+        if min(self.distances) < 1 or self.distance <= self.skip:
             raise UserError(
-                f"`distances` must be at least 1 voxel and greater than skip={self.skip:g}. Received: {self.distances}"
+                f"`distances` must be at least 1 voxel and `distance` greater than skip={self.skip:g}. Received: "
+                f"{self.distances}, distance={self.distance:g}"
             )
         check_number("contact_distance", self.contact_distance, minimum=1, maximum=1000)
         check_number("cube", self.cube, minimum=0.5, maximum=50)

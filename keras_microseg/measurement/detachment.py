@@ -53,9 +53,9 @@ def shell_detachment(crop: Crop, distances: Sequence[float], *, skip: float = 0.
     Args:
         crop: with phases, its margin at least the greatest distance.
         distances: of the shells' outer faces, real units, counted between voxel centres.
-        skip: leave out what is not farther than this, real units.
+        skip: leave out what is not farther than this, real units; shells within it are NaN.
     """
-    limits = _check_distances(distances, skip)
+    limits = _check_distances(distances)
     distance = crop.distance
     near = np.nonzero((distance > skip) & (distance <= limits.max()))
     bins = np.searchsorted(limits, distance[near])
@@ -79,7 +79,7 @@ def surface_detachment(crop: Crop, distances: Sequence[float], *, smoothing: flo
         distances: along the normal, real units.
         smoothing: of the outline before the surface is made, voxels.
     """
-    limits = _check_distances(distances, 0.0)[np.argsort(np.argsort(distances, kind="stable"), kind="stable")]
+    limits = _check_distances(distances)[np.argsort(np.argsort(distances, kind="stable"), kind="stable")]
     points, normals, areas = surface_of(crop.filled, crop.size, smoothing)
     patch = _patches(points - _centre(crop))
     void_map, cbd_map = crop.is_phase("void", "crack"), crop.is_phase("cbd")
@@ -134,10 +134,10 @@ def surface_of(
     return middles, normals, areas[kept]
 
 
-def _check_distances(distances: Sequence[float], skip: float) -> np.ndarray:
+def _check_distances(distances: Sequence[float]) -> np.ndarray:
     values = np.sort(np.asarray(distances, float))
-    if not len(values) or not np.isfinite(values).all() or values[0] <= skip:
-        raise UserError(f"`distances` must be greater than {skip:g}. Received: {list(distances)}")
+    if not len(values) or not np.isfinite(values).all() or values[0] <= 0:
+        raise UserError(f"`distances` must be greater than 0. Received: {list(distances)}")
     return values
 
 

@@ -207,7 +207,7 @@ def test_bad_settings_and_empty_volumes():
     with pytest.raises(UserError, match="void and of"):
         PhaseClasses(void=())
     with pytest.raises(UserError, match="skip"):
-        CathodeMeasures(distances=(1.0, 2.0), distance=2.0, skip=1.5)
+        CathodeMeasures(distances=(1.0, 2.0), distance=1.0, skip=1.5)
     with pytest.raises(UserError, match="collector"):
         CathodeMeasures(collector="top")
     empty = measure_cathode(np.zeros((5, 6, 7), np.int32), np.zeros((5, 6, 7), np.uint8))
