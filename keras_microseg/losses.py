@@ -2,8 +2,8 @@
 
 All are registered classes with `get_config`, so that they can be saved; all follow Keras' rules for `reduction` and
 `sample_weight`. Shapes: y_true and y_pred (N, *spatial, C), float; sums are taken in float32. In `SoftDice`,
-`WeightedBinaryCrossentropy`, `FocalTversky`, `DiceCrossentropy` and `InstanceMapsLoss`, y_true may carry one channel
-more than y_pred: a weight >= 0 per pixel, 0 = ignore (pixels without annotation).
+`WeightedBinaryCrossentropy`, `FocalTversky`, `DiceCrossentropy`, `DiceFocal` and `InstanceMapsLoss`, y_true may carry
+one channel more than y_pred: a weight >= 0 per pixel, 0 = ignore (pixels without annotation).
 """
 
 from __future__ import annotations
@@ -363,6 +363,77 @@ class FocalClassLoss(keras.losses.Loss):
             "smoothing": self.smoothing,
         }
         return {**super().get_config(), **own}
+
+
+@_register
+class DiceFocal(keras.losses.Loss):
+    """Weighted Dice + `focal_weight` x categorical focal loss of class maps (softmax probabilities).
+
+    Over batch, rows and columns, with soft TP_k = sum(y p), FP_k = sum(p) - TP_k, FN_k = sum(y) - TP_k:
+        `F_k = (2 TP_k + s) / (2 TP_k + FN_k + FP_k + s)`, `DL = 1 - sum_k w_k F_k / K`
+        `FL = mean over batch, pixels and classes of -alpha y (1 - p)^gamma ln p`, p within [1e-7, 1 - 1e-7]
+    These are the formulas of segmentation_models 1.0.x, which has s = 1e-5 and one Dice over the whole batch; 0.2.1 had
+    s = 1 and one per image (`per_image`). With weights of mean 1, DL lies in 0..1. y_true may be soft (shares of
+    classes), and may carry one channel more, a weight >= 0 per pixel (0 = ignore) for all terms.
+
+    Args:
+        class_weights: w_k; None = all 1.
+        focal_weight: c, >= 0.
+        alpha, gamma: of the focal loss.
+        smooth: s, pixels, > 0.
+        per_image: one Dice per image, averaged, instead of one over the batch.
+        label_smoothing: y becomes `y (1 - e) + e / K`.
+        weighted_focal: let w_k weigh the focal loss too.
+        name, reduction, kwargs: see `keras.losses.Loss`.
+    """
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] | None = None,
+        focal_weight: float = 1.0,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        smooth: float = 1e-5,
+        per_image: bool = False,
+        label_smoothing: float = 0.0,
+        weighted_focal: bool = False,
+        name: str = "dice_focal",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.class_weights = None if class_weights is None else [float(w) for w in class_weights]
+        self.focal_weight = float(check_number("focal_weight", focal_weight, minimum=0))
+        self.alpha = float(check_number("alpha", alpha, minimum=0))
+        self.gamma = float(check_number("gamma", gamma, minimum=0))
+        self.smooth = float(check_number("smooth", smooth, minimum=0, exclusive=True))
+        self.per_image = bool(per_image)
+        self.label_smoothing = float(check_number("label_smoothing", label_smoothing, minimum=0, maximum=0.5))
+        self.weighted_focal = bool(weighted_focal)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """(N,) loss per image; the Dice of the batch counts for each of its images."""
+        y, weight = _split_weight(y_true, y_pred)
+        weight = ops.ones_like(y[..., :1]) if weight is None else weight
+        classes = y_pred.shape[-1]
+        if self.label_smoothing:
+            y = y * (1 - self.label_smoothing) + self.label_smoothing / classes
+        w = None if self.class_weights is None else ops.convert_to_tensor(self.class_weights, dtype=y_pred.dtype)
+        axes = tuple(range(1 if self.per_image else 0, len(y.shape) - 1))
+        both = 2 * ops.sum(weight * y * y_pred, axis=axes)
+        score = (both + self.smooth) / (ops.sum(weight * (y + y_pred), axis=axes) + self.smooth)
+        dice = 1 - ops.mean(score if w is None else score * w, axis=-1)
+        p = ops.clip(y_pred, 1e-7, 1 - 1e-7)
+        focal = -self.alpha * y * ops.power(1 - p, self.gamma) * ops.log(p)
+        if w is not None and self.weighted_focal:
+            focal = focal * w
+        if self.focal_weight == 0:
+            return dice + ops.zeros_like(ops.sum(y_pred, axis=tuple(range(1, len(y.shape)))))
+        focal = _weighted_mean(ops.mean(focal, axis=-1, keepdims=True), weight)
+        return dice + self.focal_weight * focal
+
+    def get_config(self) -> dict:
+        names = ("class_weights", "focal_weight", "alpha", "gamma", "smooth", "per_image", "label_smoothing")
+        return {**super().get_config(), **{n: getattr(self, n) for n in (*names, "weighted_focal")}}
 
 
 def _split_weight(y_true: Any, y_pred: Any) -> tuple[Any, Any]:

@@ -2,6 +2,103 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
+from keras_microseg.cli.shared import (
+    Backend,
+    Out,
+    Overwrite,
+    Resume,
+    Seed,
+    examples,
+    parse_changes,
+    show_progress,
+    use_backend,
+)
+
 app = typer.Typer(no_args_is_help=True, help="Mineral maps of rock and phase maps of materials.")
+
+Data = Annotated[
+    Path, typer.Argument(help="Folder of `mineral tiles`; or with images/ and masks/; or train/ and train_annot/.")
+]
+Palette = Annotated[
+    Path | None, typer.Option("--palette", help="CSV: id, name, colour; takes_others = yes for 'everything else'.")
+]
+Groups = Annotated[Path | None, typer.Option("--groups", help='JSON of merged classes: {"clay": ["illite", 9]}.')]
+
+
+@app.command(
+    epilog=examples(
+        "keras-microseg mineral train TILES --out MODEL",
+        "keras-microseg mineral train DATA --palette classes.csv --out MODEL --minutes 30",
+        "keras-microseg mineral train DATA --out MODEL --preset gpu --backbone resnet18",
+        "keras-microseg mineral train DATA --out MODEL --split leave-one-out --hold sample3",
+        "keras-microseg mineral train DATA --out MODEL --set optimizer.learning_rate=1e-3 --set epochs=40",
+    )
+)
+def train(
+    data: Data,
+    out: Out,
+    preset: Annotated[str, typer.Option(help="cpu (small, minutes), gpu (wide), paper (as the source).")] = "cpu",
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="unet, linknet, multires_unet, resunet, custom_unet, segnet or custom."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Encoder of unet and linknet: resnet18, vgg16, efficientnetb3, ...; none.")
+    ] = None,
+    encoder_weights: Annotated[
+        str | None, typer.Option("--encoder-weights", help="imagenet, or a file; with --regime fine-tune.")
+    ] = None,
+    regime: Annotated[str | None, typer.Option(help="fine-tune, frozen, random or two-stage.")] = None,
+    palette: Palette = None,
+    groups: Groups = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the classes 0, 1, ... of numbered masks, with commas.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="given (by the folder), image, block (with guard band), leave-one-out (--hold), none."),
+    ] = None,
+    hold: Annotated[str | None, typer.Option(help="Sample that leave-one-out validates on: name or number.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Share of the images that validate.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="End within this time, properly annealed.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting, like tile=256, loss.focal_weight=2, augment.rotate=True."),
+    ] = None,
+    seed: Seed = 0,
+    backend: Backend = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a network on micrographs with class maps."""
+    use_backend(backend)
+    from keras_microseg.workflows import mineral_train
+
+    given: dict[str, Any] = {
+        "architecture": architecture,
+        "encoder_weights": encoder_weights,
+        "regime": regime or ("fine-tune" if encoder_weights else None),
+        "palette": None if palette is None else str(palette),
+        "groups": None if groups is None else str(groups),
+        "classes": None if classes is None else tuple(name.strip() for name in classes.split(",")),
+        "split": split or ("leave-one-out" if hold is not None else None),
+        "hold": hold,
+        "validation": validation,
+        "minutes": minutes,
+        "epochs": epochs,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if backbone is not None:
+        changes |= {"backbone": None if backbone == "none" else backbone}
+    settings = mineral_train.preset(preset, str(data), seed=seed, **changes, **parse_changes(change or []))
+    with show_progress() as progress:
+        done = mineral_train.train(settings, out, resume=resume, overwrite=overwrite, progress=progress)
+    for name, value in done.scores.items():
+        typer.echo(f"{name}: {value:.4f}")
+    typer.echo(f"Model: {done.model_path}")

@@ -37,6 +37,7 @@ class Mineral:
         group: what it is merged into; "" = itself.
         density: g/cm3, NaN = unknown.
         micro_porosity: share of pore space inside, 0..1.
+        takes_others: colours that belong to no mineral are counted as this one (a matrix shown as the grey image).
     """
 
     id: int
@@ -45,6 +46,7 @@ class Mineral:
     group: str = ""
     density: float = math.nan
     micro_porosity: float = 0.0
+    takes_others: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Palette:
     """The minerals of a map, in the order of the file.
 
     Raises:
-        UserError: no mineral, or a number, name or colour twice.
+        UserError: no mineral, a number, name or colour twice, or two that take the other colours.
     """
 
     minerals: tuple[Mineral, ...]
@@ -70,6 +72,9 @@ class Palette:
         for mineral in self.minerals:
             check_number(f"id of {mineral.name}", mineral.id, minimum=0, maximum=IGNORE - 1, integer=True)
             check_number(f"micro_porosity of {mineral.name}", mineral.micro_porosity, minimum=0, maximum=1)
+        takers = [mineral.name for mineral in self.minerals if mineral.takes_others]
+        if len(takers) > 1:
+            raise UserError(f"Only one mineral can take the other colours. Received: {', '.join(takers)}")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -152,7 +157,8 @@ def read_palette(path: str | os.PathLike | None = None) -> Palette:
 
     Args:
         path: CSV with the columns `id, name, colour` (`#00ff00` or `0 255 0`) and optionally `group, density,
-            micro_porosity`, or JSON with a list of such entries; lines that begin with `#` are comments.
+            micro_porosity, takes_others` (yes at one mineral, which then gets every other colour), or JSON with a list
+            of such entries; lines that begin with `#` are comments.
             None = the 24 colours of the source's maps.
 
     Raises:
@@ -177,6 +183,7 @@ def read_palette(path: str | os.PathLike | None = None) -> Palette:
 
 def write_palette(path: str | os.PathLike, palette: Palette) -> None:
     """Write a palette as the CSV that `read_palette` reads, all or nothing."""
+    any_taker = any(m.takes_others for m in palette.minerals)
     rows = [
         {
             "id": m.id,
@@ -185,6 +192,7 @@ def write_palette(path: str | os.PathLike, palette: Palette) -> None:
             "group": m.group,
             "density": m.density,
             "micro_porosity": m.micro_porosity,
+            **({"takes_others": "yes" if m.takes_others else ""} if any_taker else {}),
         }
         for m in palette.minerals
     ]
@@ -225,6 +233,7 @@ def _mineral(row: Mapping[str, Any], number: int) -> Mineral:
         str(row.get("group") or "").strip(),
         float(density) if density else math.nan,
         float(share) if share else 0.0,
+        str(row.get("takes_others") or "").strip().lower() in ("1", "yes", "true", "x"),
     )
 
 
@@ -271,7 +280,8 @@ def read_mineral_map(
         )
     known = np.array([mineral.colour for mineral in palette.minerals], float)
     counts = np.bincount(numbers.ravel(), minlength=len(colours))
-    table = np.full(len(colours), IGNORE, np.uint8)
+    others = next((mineral.id for mineral in palette.minerals if mineral.takes_others), IGNORE)
+    table = np.full(len(colours), others, np.uint8)
     entries, replaced = [], 0
     for k, colour in enumerate(colours):
         distance = np.sqrt(((known - colour) ** 2).sum(axis=1))
@@ -280,6 +290,8 @@ def read_mineral_map(
         if distance[order[0]] == 0 or (distance[order[0]] <= tolerance and is_clear):
             table[k] = palette.minerals[order[0]].id
             replaced += int(counts[k]) if distance[order[0]] else 0
+            continue
+        if others != IGNORE:
             continue
         nearest = palette.minerals[order[0]].name
         entries.append((colour_text(tuple(int(v) for v in colour)), int(counts[k]), nearest, float(distance[order[0]])))

@@ -13,9 +13,11 @@ from keras_microseg.layers.convolution import (
 from keras_microseg.layers.heads import MapsActivation
 from keras_microseg.layers.normalization import BatchNorm, GroupNorm
 from keras_microseg.layers.padding import CropToMatch, PadToMultiple, ReflectionPadding2D
+from keras_microseg.layers.scaling import AddScaled, RequireMultiple, ScaleInput
 from keras_microseg.layers.weights import Dense
 
 __all__ = [
+    "AddScaled",
     "BatchNorm",
     "Conv2D",
     "Conv2DTranspose",
@@ -29,6 +31,8 @@ __all__ = [
     "MaxPooling3D",
     "PadToMultiple",
     "ReflectionPadding2D",
+    "RequireMultiple",
+    "ScaleInput",
     "UpSampling2D",
     "UpSampling3D",
 ]

@@ -150,7 +150,7 @@ def train(
         "mixed_precision": mixed_precision,
         "monitor": monitor,
         "patience": patience,
-    } | ({"epochs": epochs} if optimizer.schedule in ("cosine", "linear") else {})
+    } | ({"epochs": epochs} if optimizer.schedule in ("cosine", "linear") and optimizer.restart_epochs is None else {})
     loop = EpochLoop(
         run,
         epochs=epochs,
