@@ -126,9 +126,9 @@ class MaskRCNN(keras.Model):
             settings.detections, settings.min_score, settings.detection_iou, settings.deviations
         )
         align = {"tile_size": settings.tile_size, "samples": settings.roi_samples, "legacy": legacy}
-        align["canonical_size"] = settings.canonical_size
-        self.box_align = ROIAlign(settings.box_pool, **align)
-        self.mask_align = ROIAlign(settings.mask_pool, **align)
+        size = settings.canonical_size
+        self.box_align = ROIAlign(settings.box_pool, canonical_size=size, **align)
+        self.mask_align = ROIAlign(settings.mask_pool, canonical_size=settings.mask_canonical_size or size, **align)
         self.loss_means = [keras.metrics.Mean(name=name) for name in LOSSES]
         self.random_rois = True
         self.built = True

@@ -42,6 +42,8 @@ class MaskRCNNSettings:
         box_pool, mask_pool: side of the features of a region.
         roi_samples: samples per bin and axis of these features.
         canonical_size: side of a region that is read from level 4, see `layers.roi.ROIAlign`.
+        mask_canonical_size: the same for masks; None = `canonical_size`. With `mask_pool` twice `box_pool`, twice the
+            size reads a mask from a level that is fine enough for it.
         head_norm: batch normalization in the heads.
         train_batch_norm: False = use stored statistics in training too.
         round_masks: mask targets are 0 or 1 instead of shares.
@@ -82,6 +84,7 @@ class MaskRCNNSettings:
     mask_pool: int = 14
     roi_samples: int = 2
     canonical_size: float = 224.0
+    mask_canonical_size: float | None = None
     head_norm: bool = False
     train_batch_norm: bool = True
     round_masks: bool = False
@@ -191,6 +194,7 @@ def _light() -> dict[str, Any]:
         "mask_convs": 2,
         "roi_samples": 1,
         "canonical_size": 112.0,
+        "mask_canonical_size": 224.0,
     }
 
 
