@@ -26,9 +26,10 @@ OPTIONS = {
     "LABELS_ARE": "mask",  # "mask" or "instances"
     "DIAMETER": None,  # typical diameter of the objects, voxels
     "VOXEL_SIZE": None,  # "0.65 um", or "2 x 0.65 x 0.65 um" (z, y, x); None takes it from the files
-    "PATCH": (64, 64, 64),  # training patches, voxels
-    "EPOCHS": 30,
-    "BATCH_SIZE": 2,
+    "PRESET": "fast",  # of the training: "fast" (minutes on a CPU), "standard", "gpu", "paper"
+    "PATCH": None,  # training patches, voxels, such as (32, 64, 64); None: the preset's
+    "EPOCHS": None,
+    "BATCH_SIZE": None,
     "SLICES": None,  # train on the first so many slices only
     "MAX_RAM": "2GB",
     "OUT": "RESULT",
@@ -53,7 +54,7 @@ def read_options(arguments: list[str]) -> dict:
             pass  # plain text
         options[old or name] = value
         if name.lower() == "chunk_size":
-            options["PATCH"] = (value, *OPTIONS["PATCH"][1:])
+            options["PATCH"] = (value, 64, 64)
         if name.lower() == "input_mask":
             options["MODEL"] = "train"
     return options
@@ -65,9 +66,10 @@ def main(arguments: list[str]) -> int:
         "patch": options["PATCH"], "epochs": options["EPOCHS"], "batch_size": options["BATCH_SIZE"],
         "slices": options["SLICES"],
     }  # fmt: skip
+    training = {name: value for name, value in training.items() if value is not None}
     settings = tomography.TomographySettings(
         str(options["SOURCE"]), str(options["MODEL"]), options["LABELS"], options["LABELS_ARE"], options["DIAMETER"],
-        train=training, voxel_size=options["VOXEL_SIZE"], max_ram=options["MAX_RAM"],
+        preset=options["PRESET"], train=training, voxel_size=options["VOXEL_SIZE"], max_ram=options["MAX_RAM"],
     )  # fmt: skip
     out = str(options["OUT"])
     folder = tomography.run(settings, out, resume=os.path.exists(os.path.join(out, "manifest.json")))
