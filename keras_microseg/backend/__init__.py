@@ -8,7 +8,10 @@ The port:
     `configure_device(*, device, threads, deterministic) -> str`
         Prepares the framework (call it before the first tensor): "cpu" or "gpu" (None takes a GPU when there is one),
         the number of CPU threads, repeatable kernels. TF32 is always off, so that results agree across backends.
-        Returns the device in words.
+        Once asked for, kernels stay repeatable until the process ends: on GPUs, two processes with the same input then
+        compute the same bits (PyTorch: deterministic algorithms and cuBLAS workspace; TensorFlow: op determinism; JAX:
+        `xla_gpu_deterministic_ops`, also for steps compiled after other work has started XLA). Returns the device in
+        words.
     `value_and_grad(loss_fn, variables, state=()) -> (value, gradients)`
         Calls `loss_fn()`, which returns a scalar loss or a tuple `(loss, logs)` of tensors, and differentiates the loss
         with respect to the list `variables`. `value` has the structure of what `loss_fn` returned, cut off from the
@@ -40,6 +43,9 @@ The port:
     `fused_batch_norm(x, gamma, beta, epsilon, mean=None, variance=None) -> (y, mean, variance)`
         Batch normalization over the last axis: by the given statistics, or, without them, by those of the batch, which
         are returned cut off from the graph (`variance` is the biased one). None where Keras' own path is as fast.
+    `pad_reflect(x, heights, widths)`
+        Mirrors the borders of (batch, height, width, channels) by (before, after) pixels, each less than the size, with
+        gradients that are repeatable on GPUs too. None where those of `keras.ops.pad` are.
     `upsample_nearest(x, size)`
         Repeats the pixels of (batch, *spatial, channels) `size` times per axis. None where Keras' own is as fast.
     `COPIES_LAYOUT`
@@ -73,6 +79,7 @@ _PORT = (
     "get_random_state",
     "input_gradient",
     "make_forward",
+    "pad_reflect",
     "set_random_state",
     "upsample_nearest",
     "value_and_grad",

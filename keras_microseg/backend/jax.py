@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 COPIES_LAYOUT = False
 fused_batch_norm = None
+pad_reflect = None
 upsample_nearest = None
+_repeatable = {"kernels": False}
 
 
 def configure_device(*, device: str | None = None, threads: int | None = None, deterministic: bool = False) -> str:
@@ -36,6 +38,7 @@ def configure_device(*, device: str | None = None, threads: int | None = None, d
     if threads is not None:
         # XLA sizes its thread pool by NPROC when the first array is made.
         os.environ["NPROC"] = str(check_number("threads", threads, minimum=1, integer=True))
+    _repeatable.update(kernels=_repeatable["kernels"] or deterministic)
     if deterministic and "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
     if device is not None:
@@ -50,6 +53,13 @@ def configure_device(*, device: str | None = None, threads: int | None = None, d
     if used.platform != "cpu":
         return f"GPU {used.device_kind}"
     return f"CPU, {os.environ.get('NPROC', os.cpu_count())} threads"
+
+
+def _jit(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` with repeatable kernels where they were asked for; flags of the environment are read only once."""
+    if _repeatable["kernels"] and jax.default_backend() == "gpu":
+        options["compiler_options"] = {"xla_gpu_deterministic_ops": True}
+    return jax.jit(function, **options)
 
 
 class _ClosedScope(keras.StatelessScope):
@@ -132,7 +142,7 @@ def compile_step(fn: Callable, variables: Sequence, *, gradients: bool = True) -
             outputs = fn(*arrays)
         return outputs, scope.values(variables)
 
-    compiled = jax.jit(pure, donate_argnums=0)
+    compiled = _jit(pure, donate_argnums=0)
 
     def step(*arrays: Any) -> Any:
         outputs, updates = compiled([variable.value for variable in variables], *arrays)
@@ -145,9 +155,10 @@ def compile_step(fn: Callable, variables: Sequence, *, gradients: bool = True) -
 def compile_predict(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
     """NumPy-to-NumPy inference, jitted, weights passed as arguments; see `keras_microseg.backend`."""
 
-    @jax.jit
-    def forward(trainable: list, others: list, x: Any) -> Any:
+    def infer(trainable: list, others: list, x: Any) -> Any:
         return model.stateless_call(trainable, others, x, training=False)[0]
+
+    forward = _jit(infer)
 
     def predict(array: np.ndarray) -> np.ndarray:
         outputs = forward(_values(model.trainable_variables), _values(model.non_trainable_variables), array)

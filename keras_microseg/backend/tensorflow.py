@@ -18,6 +18,7 @@ COPIES_LAYOUT = False
 conv = None
 conv_transpose = None
 fused_batch_norm = None
+pad_reflect = None
 upsample_nearest = None
 
 

@@ -17,9 +17,8 @@ def _pad(x, heights, widths):
     sizes = x.shape[1:3]
     is_fixed = all(isinstance(n, int) for n in (*sizes, *heights, *widths))
     if is_fixed and max(heights) < sizes[0] and max(widths) < sizes[1]:
-        if backend.COPIES_LAYOUT:
-            x = ops.pad(ops.transpose(x, (0, 3, 1, 2)), ((0, 0), (0, 0), heights, widths), mode="reflect")
-            return ops.transpose(x, (0, 2, 3, 1))
+        if backend.pad_reflect is not None:
+            return backend.pad_reflect(x, heights, widths)
         return ops.pad(x, ((0, 0), heights, widths, (0, 0)), mode="reflect")
     return _reflect(_reflect(x, *heights, axis=1), *widths, axis=2)
 

@@ -123,7 +123,9 @@ def _make_finder(settings: Settings) -> Any:
     """`find(grey) -> labels`: the model that ships with the package, or no network where it shall not be used."""
     if settings.network.start == "none" and settings.pairs.check != "network":
         return segment_classical
+    from keras_microseg import backend
     from keras_microseg.inference import Segmenter
 
+    backend.configure_device(deterministic=True)  # a resumed run shall end with the same numbers
     segmenter = Segmenter("default")
     return lambda grey: segmenter.segment(grey, polarity="auto", info_bar=False).labels

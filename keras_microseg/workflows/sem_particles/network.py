@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_microseg import io
+from keras_microseg import backend, io
 from keras_microseg.checks import FileError
 from keras_microseg.workflows import segment_images
 from keras_microseg.workflows.sem_particles.look import read_facts
@@ -135,6 +135,7 @@ def segment_real_images(folder: RunFolder) -> None:
     model = folder.path / MODEL
     if not model.is_file():
         raise FileError(model, "is missing.", "Run the step 'train' first.")
+    backend.configure_device(deterministic=True)
     results = segment_images.segment(
         list(settings.images),
         folder.directory(SEGMENTATION),

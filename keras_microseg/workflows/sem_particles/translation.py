@@ -158,6 +158,7 @@ def make_pairs(folder: RunFolder) -> None:
     path = folder.path / TRANSLATION / GENERATOR
     if not path.is_file():
         raise FileError(path, "is missing: micrographs need a trained translation.", "Run the step 'translate' first.")
+    backend.configure_device(deterministic=True)
     generator, _ = load_model(path)
     predict = backend.compile_predict(generator)
     uses_noise = generator.input_shape[-1] == 2
