@@ -129,7 +129,7 @@ def link(
 @app.command(
     epilog=examples(
         "keras-microseg particles measure LINKED/labels.zarr --phases phases.zarr --voxel-size 70nm --out RESULT",
-        "keras-microseg particles measure labels.tif --grey grey.tif --phases otsu --skip 1.5 --out RESULT",
+        "keras-microseg particles measure labels.tif --grey grey.tif --phases otsu --collector z0 --out RESULT",
         "keras-microseg particles measure A.tif B.tif --phases PA.tif --phases PB.tif --group 10 --group 50 --out R",
     )
 )
@@ -151,10 +151,16 @@ def measure(
     distances: Annotated[str, typer.Option(help="Distances of the sweep, voxels.")] = "1,2,3,4,5",
     distance: Annotated[float, typer.Option(help="Main distance, voxels.")] = 3.0,
     skip: Annotated[
-        float, typer.Option(help="Shells leave out what is not farther, voxels: 1.5 for phases by thresholds.")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Shells leave out what is not farther, voxels. Default: 1.5 for phases from grey values."),
+    ] = None,
     fill_radius: Annotated[float, typer.Option(help="Ball that closes cracks, voxels; 0 = fill holes only.")] = 10.0,
-    rim: Annotated[float, typer.Option(help="Empty voxels this near under the outline are no cracks, voxels.")] = 0.0,
+    rim: Annotated[
+        float | None,
+        typer.Option(
+            help="Empty voxels this near under the outline are no cracks, voxels. Default: 1 for phases from grey values."
+        ),
+    ] = None,
     collector: Annotated[str | None, typer.Option(help="Face at the collector: z0, z1, y0, y1, x0, x1.")] = None,
     border: Annotated[int, typer.Option(help="Particles this near to the border are left out too, voxels.")] = 0,
     min_size: Annotated[int, typer.Option(help="Smaller objects are left out, voxels.")] = 100,
@@ -177,6 +183,9 @@ def measure(
 
     classes = PhaseClasses(*(_values(*pair) for pair in (
         (void, "--void"), (cbd, "--cbd"), (particle, "--particle"), (crack, "--crack"))))  # fmt: skip
+    from_grey = thresholds is not None or phases == ["otsu"]
+    skip = (1.5 if from_grey else 0.0) if skip is None else skip
+    rim = (1.0 if from_grey else 0.0) if rim is None else rim
     measures = CathodeMeasures(
         classes, _numbers(distances, "--distances"), distance, skip, fill_radius=fill_radius, rim=rim,
         collector=collector, border=border, min_size=min_size, max_ram=max_ram,

@@ -14,7 +14,7 @@ from keras_microseg.report.figures import ACCENT, INK, SECOND, style_axes
 from keras_microseg.report.overlays import unit_text
 
 COLORS = (ACCENT, SECOND, "#4a9d5b", "#9057b5", "#c0444f", "#7a6a4f", "#2aa5a0", "#b0892b")
-PHASE_COLORS = {"void": (22, 26, 34), "cbd": (92, 112, 150), "particle": (205, 205, 205), "crack": (214, 69, 65)}
+PHASE_COLORS = {"void": (22, 26, 34), "cbd": (92, 112, 150), "particle": (205, 205, 205), "crack": (240, 190, 50)}
 
 
 def value_against_figure(table: pd.DataFrame, value: str, against: str, *, by: str | None = None) -> Figure:
@@ -101,6 +101,7 @@ def degree_figure(table: pd.DataFrame) -> Figure:
     axes.set_ylabel("Particles")
     style_axes(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure
 
 

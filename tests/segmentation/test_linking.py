@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from cathode_scenes import large, renumber, spoil
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 
 from keras_microseg.checks import UserError
 from keras_microseg.metrics import match
@@ -112,24 +112,12 @@ def test_refusals():
 def cathode():
     """Exact labels, and the same numbered anew in every slice."""
     labels = make_cathode(CathodeSettings(shape=(70, 90, 90), diameter=26, seed=4))[0].labels
-    rng = np.random.default_rng(0)
-    planes = np.zeros_like(labels)
-    for z, plane in enumerate(labels):
-        ids = np.unique(plane[plane > 0])
-        table = np.zeros(labels.max() + 1, np.int32)
-        table[ids] = rng.permutation(len(ids)) + 1
-        planes[z] = table[plane]
-    return labels, planes
-
-
-def whole(labels, size=200):
-    sizes = np.bincount(labels.ravel())
-    return np.where(sizes[labels] >= size, labels, 0).astype(np.int64)
+    return labels, renumber(labels)
 
 
 def test_perfect_slices_of_a_packed_bed_are_exact(cathode):
     labels, planes = cathode
-    found = match(whole(labels), whole(link_labels(planes)))
+    found = match(large(labels), large(link_labels(planes)))
     assert found.fp == found.fn == 0 and found.mean_iou > 0.999
 
 
@@ -143,39 +131,16 @@ def test_spheres_on_top_of_each_other_are_cut_at_the_neck():
     assert found.tp == 2 and found.mean_iou > 0.98
 
 
-def damage(planes, kind, share, seed=0):
-    """Spoil a share of the labels of inner slices: left out, cut in two, or merged with a neighbour."""
-    rng, out = np.random.default_rng(seed), planes.copy()
-    for plane in out[1:-1]:
-        for label in np.unique(plane[plane > 0]):
-            mask = plane == label
-            if rng.random() > share or mask.sum() < 40:
-                continue
-            y, x = np.nonzero(mask)
-            if kind == "missing":
-                plane[mask] = 0
-            elif kind == "split":
-                turn = rng.uniform(0, np.pi)
-                side = (y - y.mean()) * np.cos(turn) + (x - x.mean()) * np.sin(turn)
-                plane[y[side > 1], x[side > 1]] = plane.max() + 1
-                plane[y[np.abs(side) <= 1], x[np.abs(side) <= 1]] = 0
-            else:
-                ring = ndimage.binary_dilation(mask, iterations=2) & ~mask & (plane > 0)
-                if ring.any():
-                    plane[plane == np.bincount(plane[ring]).argmax()] = label
-    return out
-
-
 @pytest.mark.parametrize("kind", ["missing", "split", "merged"])
 def test_spoiled_slices_are_repaired(cathode, kind):
     labels, planes = cathode
-    spoiled = damage(planes, kind, 0.06)
-    truth = whole(labels)
-    found = match(truth, whole(link_labels(spoiled, LinkSettings(min_slices=3))))
+    spoiled = spoil(planes, kind, 0.06)
+    truth = large(labels)
+    found = match(truth, large(link_labels(spoiled, LinkSettings(min_slices=3))))
     count = len(np.unique(truth)) - 1
     assert abs(found.tp + found.fp - count) <= 0.03 * count + 1
     assert found.recall > 0.95 and found.mean_iou > 0.96
-    plain = match(truth, whole(link_labels(spoiled, LinkSettings(min_inside=1.0, max_gap=0))))
+    plain = match(truth, large(link_labels(spoiled, LinkSettings(min_inside=1.0, max_gap=0))))
     assert plain.fp + plain.fn > found.fp + found.fn
 
 
@@ -193,7 +158,7 @@ def test_two_particles_merged_in_one_slice_are_cut_where_they_were():
 
 def test_out_of_core_equals_memory(cathode, tmp_path):
     _, planes = cathode
-    spoiled = damage(planes, "split", 0.05)
+    spoiled = spoil(planes, "split", 0.05)
     stored = np.lib.format.open_memmap(tmp_path / "planes.npy", "w+", np.int32, spoiled.shape)
     stored[...] = spoiled
     out = np.lib.format.open_memmap(tmp_path / "out.npy", "w+", np.uint32, spoiled.shape)
@@ -204,16 +169,16 @@ def test_out_of_core_equals_memory(cathode, tmp_path):
 
 def test_views_vote(cathode):
     labels, planes = cathode
-    truth = whole(labels)
+    truth = large(labels)
     views = []
     for axis in range(3):
         moved = np.ascontiguousarray(np.moveaxis(labels, axis, 0))
-        spoiled = damage(moved, ("missing", "split", "merged")[axis], 0.2, seed=axis)
+        spoiled = spoil(moved, ("missing", "split", "merged")[axis], 0.2, seed=axis)
         views.append(np.moveaxis(link_labels(spoiled, LinkSettings(min_slices=3)), 0, axis))
     fused = np.zeros(labels.shape, np.uint32)
     count = fuse_views(views, fused, min_voxels=200)
     assert count == fused.max()
-    scores = [match(truth, whole(view)) for view in (*views, fused)]
+    scores = [match(truth, large(view)) for view in (*views, fused)]
     assert scores[3].mean_iou >= max(score.mean_iou for score in scores[:3]) - 0.01
     assert scores[3].f1 >= max(score.f1 for score in scores[:3])
     assert scores[3].fp + scores[3].fn <= 2

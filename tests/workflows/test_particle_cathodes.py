@@ -6,6 +6,7 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
+from cathode_scenes import large, renumber
 from typer.testing import CliRunner
 
 from keras_microseg import io
@@ -32,18 +33,9 @@ def cathode(tmp_path_factory):
     settings = CathodeSettings(shape=(60, 72, 76), diameter=20, spread=0.15, seed=9)
     data = simulate_cathodes(CathodeRun(None, settings, "0.1um", "tif"), folder / "data")
     labels = np.asarray(io.open_volume(data / "labels.tif").data[...])
-    rng = np.random.default_rng(0)
-    for z, plane in enumerate(labels):
-        ids = np.unique(plane[plane > 0])
-        table = np.zeros(labels.max() + 1, np.int32)
-        table[ids] = rng.permutation(len(ids)) + 1
-        io.write_labels(folder / "slices" / "labels" / f"slice_{z:03d}.tif", table[plane])
+    for z, plane in enumerate(renumber(labels.astype(np.int32))):
+        io.write_labels(folder / "slices" / "labels" / f"slice_{z:03d}.tif", plane)
     return folder, data, labels
-
-
-def large(labels):
-    sizes = np.bincount(labels.ravel())
-    return np.where(sizes[labels] >= 150, labels, 0).astype(np.int64)
 
 
 def test_slices_to_particles_to_detachment(cathode, tmp_path):
