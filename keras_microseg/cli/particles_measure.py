@@ -158,7 +158,7 @@ def measure(
     rim: Annotated[
         float | None,
         typer.Option(
-            help="Empty voxels this near under the outline are no cracks, voxels. Default: 1 for phases from grey values."
+            help="Empty voxels this near under the outline are no cracks, voxels. Default: 1 for phases from grey."
         ),
     ] = None,
     collector: Annotated[str | None, typer.Option(help="Face at the collector: z0, z1, y0, y1, x0, x1.")] = None,
