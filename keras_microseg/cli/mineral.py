@@ -102,3 +102,53 @@ def train(
     for name, value in done.scores.items():
         typer.echo(f"{name}: {value:.4f}")
     typer.echo(f"Model: {done.model_path}")
+
+
+@app.command(
+    epilog=examples(
+        "keras-microseg mineral evaluate MODEL/model.keras TILES --out SCORES",
+        "keras-microseg mineral evaluate MAPS DATA --part all --out SCORES",
+        "keras-microseg mineral evaluate map.tif truth.png --palette classes.csv --out SCORES",
+    )
+)
+def evaluate(
+    predicted: Annotated[Path, typer.Argument(help="A .keras file of `mineral train`, or class maps (folder, file).")],
+    truth: Annotated[Path, typer.Argument(help="Data folder as for `mineral train`, or class maps alone.")],
+    out: Out,
+    part: Annotated[str, typer.Option(help="held-out, train, validation, test or all.")] = "held-out",
+    palette: Palette = None,
+    groups: Groups = None,
+    classes: Annotated[str | None, typer.Option(help="Names of numbered classes, with commas.")] = None,
+    block: Annotated[int | None, typer.Option(help="Edge of the blocks of the bootstrap, px.")] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Also score thresholds and a random forest.")
+    ] = True,
+    seed: Seed = 0,
+    backend: Backend = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a network or class maps: IoU, Dice, kappa, boundaries, fractions, intervals, baselines."""
+    if predicted.suffix == ".keras":
+        use_backend(backend)
+    import pandas as pd
+
+    from keras_microseg.workflows import mineral_evaluate
+
+    settings = mineral_evaluate.EvaluateSettings(
+        str(predicted), str(truth), part, None if palette is None else str(palette),
+        None if groups is None else str(groups),
+        tuple(name.strip() for name in classes.split(",")) if classes else (),
+        block=block, baselines=baselines, seed=seed,
+    )  # fmt: skip
+    with show_progress() as progress:
+        folder = mineral_evaluate.evaluate(settings, out, resume=resume, overwrite=overwrite, progress=progress)
+    shown = pd.read_csv(folder.path / "scores.csv").set_index("method")
+    typer.echo(shown[["mean_iou", "mean_iou_low", "mean_iou_high", "accuracy", "kappa"]].round(3).to_string())
+    rows = pd.read_csv(folder.path / "classes.csv")
+    for row in rows[rows["method"] == mineral_evaluate.METHOD].to_dict("records"):
+        typer.echo(
+            f"{row['class']}: IoU {row['iou']:.3f} ({row['iou_low']:.3f} to {row['iou_high']:.3f}), "
+            f"fraction {100 * row['predicted_fraction']:.2f} % (true {100 * row['true_fraction']:.2f} %)"
+        )
+    typer.echo(f"Report: {folder.path / 'report.html'}")

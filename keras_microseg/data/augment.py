@@ -9,7 +9,7 @@ import PIL.Image
 import PIL.ImageFilter
 from scipy import ndimage
 
-from keras_microseg.checks import check_number
+from keras_microseg.checks import check_choice, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +17,11 @@ class AugmentSettings:
     """Strength of the augmentation; 0 or False switches a part off.
 
     Attributes:
-        flips: flips and quarter turns, each of the eight equally likely.
+        flips: flips and quarter turns, each of the eight equally likely; "mirror": left and right only, where up is not
+            down (layers).
         zoom: largest change of scale as a factor: 1.25 draws from 0.8..1.25 (log-uniform).
-        rotate: rotation by any angle (labels: nearest neighbour), reflecting at the frame.
+        rotate: rotation (labels: nearest neighbour), reflecting at the frame: True by any angle, a number by at most
+            so many degrees.
         contrast: largest relative change of the span of grey values.
         gamma: standard deviation of ln(gamma).
         noise: largest standard deviation of added Gaussian noise (images are 0..1).
@@ -27,9 +29,9 @@ class AugmentSettings:
         invert: probability of contrast inversion.
     """
 
-    flips: bool = True
+    flips: bool | str = True
     zoom: float = 1.25
-    rotate: bool = False
+    rotate: bool | float = False
     contrast: float = 0.2
     gamma: float = 0.2
     noise: float = 0.05
@@ -37,6 +39,10 @@ class AugmentSettings:
     invert: float = 0.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.flips, bool):
+            check_choice("flips", self.flips, ("mirror",))
+        if not isinstance(self.rotate, bool):
+            check_number("rotate", self.rotate, minimum=0, maximum=180)
         check_number("zoom", self.zoom, minimum=1)
         check_number("contrast", self.contrast, minimum=0, maximum=0.95)
         for name in ("gamma", "noise", "blur"):
@@ -73,7 +79,11 @@ def crop_pair(
         Image and labels of `size`; label ids are those of the input.
     """
     zoom = scale * float(np.exp(rng.uniform(-1, 1) * np.log(settings.zoom)))
-    angle = float(rng.uniform(0, 2 * np.pi)) if settings.rotate else 0.0
+    angle = 0.0
+    if settings.rotate is True:
+        angle = float(rng.uniform(0, 2 * np.pi))
+    elif settings.rotate:
+        angle = float(np.deg2rad(rng.uniform(-settings.rotate, settings.rotate)))
     height, width = labels.shape[:2]
     free_y, free_x = max(height - size[0] / zoom, 0), max(width - size[1] / zoom, 0)
     centre_y = (height - free_y) / 2 + rng.uniform(0, free_y) - 0.5
@@ -99,7 +109,9 @@ def crop_pair(
         labels = moved[0] if labels.ndim == 2 else np.stack(moved, axis=-1)
     if settings.flips:
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        if size[0] != size[1]:
+        if settings.flips == "mirror":
+            turns = 0
+        elif size[0] != size[1]:
             turns = 2 * (turns // 2)
         image, labels = np.rot90(image, turns), np.rot90(labels, turns)
         if mirrored:

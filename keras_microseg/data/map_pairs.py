@@ -176,7 +176,9 @@ def find_classes(
     return ClassTable(Palette(tuple(minerals)), None, table)
 
 
-def read_pair(pair: MapPair, classes: ClassTable, *, channels: str = "grey", tolerance: float = 0.0) -> MapImage:
+def read_pair(
+    pair: MapPair, classes: ClassTable, *, channels: str = "grey", tolerance: float = 0.0, with_image: bool = True
+) -> MapImage:
     """Read a micrograph and its class map.
 
     Args:
@@ -184,39 +186,56 @@ def read_pair(pair: MapPair, classes: ClassTable, *, channels: str = "grey", tol
         classes: see `find_classes`.
         channels: "grey": the mean of the channels; "all": every channel of the file (detectors).
         tolerance: of colours, see `io.palettes.read_mineral_map`.
+        with_image: False where only the map exists; the image is then black.
 
     Raises:
         FileError: image and map of different shape, or an unreadable file.
     """
     check_choice("channels", channels, ("grey", "all"))
+    found = read_map(pair.mask, classes, tolerance=tolerance)
     opened = io.open_image(pair.image)
-    image = io.read_grey(opened) if channels == "grey" else np.atleast_3d(opened.read())
-    if image.dtype.kind == "f" and channels == "grey" and np.dtype(opened.dtype) == np.uint8:
-        image = np.rint(image).astype(np.uint8)
-    ids = _numbers(pair.mask)
-    if ids is None or not _are_ids(ids, classes):
-        if classes.source is None:
-            raise FileError(pair.mask, "holds no class numbers.", "Name the colours with --palette.")
-        found = read_mineral_map(pair.mask, classes.source, tolerance=tolerance)
-        ids = found.ids
-        if len(found.unknown):
-            first = found.unknown.iloc[0]
-            log.warning(
-                "%s: %d colours are in no class and are left out (%d pixels); most frequent %s, nearest to %s.",
-                pair.mask, len(found.unknown), found.unknown["pixels"].sum(), first["colour"], first["nearest"],
-            )  # fmt: skip
-    if ids.shape != image.shape[:2]:
+    if not with_image:
+        image = np.zeros(found.shape, np.uint8)
+    elif channels == "all":
+        image = np.atleast_3d(opened.read())
+    else:
+        image = io.read_grey(opened)
+        if image.dtype.kind == "f" and np.dtype(opened.dtype) == np.uint8:
+            image = np.rint(image).astype(np.uint8)
+    if found.shape != image.shape[:2]:
         raise FileError(
             pair.mask,
-            f"has {ids.shape[0]} x {ids.shape[1]} pixels, its image {image.shape[0]} x {image.shape[1]}.",
+            f"has {found.shape[0]} x {found.shape[1]} pixels, its image {image.shape[0]} x {image.shape[1]}.",
             "Align the two first (mineral register), or pair the right files.",
         )
-    found = classes.table[ids]
     soft = None if pair.soft is None else np.load(pair.soft)
     if soft is not None and soft.shape != (*found.shape, len(classes.names)):
         raise FileError(pair.soft, f"has shape {soft.shape}.", f"It should be {(*found.shape, len(classes.names))}.")
     window = pair.window or (slice(None), slice(None))
     return MapImage(pair, image[window], found[window], None if soft is None else soft[window], opened.pixel_size)
+
+
+def read_map(path: Path, classes: ClassTable, *, tolerance: float = 0.0) -> np.ndarray:
+    """(H, W) uint8 classes 0..K-1 of a map of numbers or colours, 255 where they are not known.
+
+    A grey map holds numbers of the palette if all its values are such numbers (or 255), else colours.
+
+    Raises:
+        FileError: colours without a palette, or an unreadable file.
+    """
+    ids = _numbers(path)
+    if ids is not None and _are_ids(ids, classes):
+        return classes.table[ids]
+    if classes.source is None:
+        raise FileError(path, "holds no class numbers.", "Name the colours with --palette.")
+    found = read_mineral_map(path, classes.source, tolerance=tolerance)
+    if len(found.unknown):
+        first = found.unknown.iloc[0]
+        log.warning(
+            "%s: %d colours are in no class and are left out (%d pixels); most frequent %s, nearest to %s.",
+            path, len(found.unknown), found.unknown["pixels"].sum(), first["colour"], first["nearest"],
+        )  # fmt: skip
+    return classes.table[found.ids]
 
 
 def split_pairs(

@@ -15,7 +15,9 @@ import numpy as np
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_choice
 from keras_microseg.intensity import Normalizer, percentile_limits
+from keras_microseg.metrics.class_maps import counts_of
 from keras_microseg.metrics.pixel import Counts, confusion_matrix, iou
+from keras_microseg.tiling import round_up
 from keras_microseg.workflows.mineral_train_settings import PRESETS, TrainSettings, preset
 from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read_json, run_facts, write_json
 
@@ -110,7 +112,7 @@ def train(
     if settings.tile % total_stride(model):
         raise UserError(
             f"`tile` must be a multiple of {total_stride(model)} for this network. Received: {settings.tile}. "
-            f"Use {io_round(settings.tile, total_stride(model))}."
+            f"Use {round_up(settings.tile, total_stride(model))}."
         )
     pixel_size = next((image.pixel_size for image in training if image.pixel_size is not None), None)
     card = {
@@ -128,6 +130,7 @@ def train(
         "pixel_size": None if pixel_size is None else {"size": pixel_size.size, "unit": pixel_size.unit},
         "multiple_of": total_stride(model),
         "halo": max(_HALO, 2 * total_stride(model)),
+        "tile": max(512, settings.tile + 2 * max(_HALO, 2 * total_stride(model))),
         "class_shares": describe_pixels(pixels, names),
         "class_weights": dict(zip(names, plain(weights), strict=True)),
         "grey_histogram": _histogram(training, normalizers),
@@ -166,6 +169,17 @@ def train(
 
 def read_data(settings: TrainSettings) -> tuple[list[Any], list[Any], Any]:
     """(training images, validation images, `ClassTable`) as the settings say."""
+    from keras_microseg.data.map_pairs import TRAIN, VALIDATION
+
+    images, table = read_pairs(settings, but="test")
+    training, held = ([i for i in images if i.pair.part == part] for part in (TRAIN, VALIDATION))
+    if not training:
+        raise UserError("No image is left to train on. Use less validation, or another split.")
+    return training, held, table
+
+
+def read_pairs(settings: TrainSettings, *, but: str | None = None) -> tuple[list[Any], Any]:
+    """(images of all parts except `but`, `ClassTable`) as the settings say."""
     from keras_microseg.data import map_pairs
     from keras_microseg.io.palettes import read_groups
 
@@ -184,28 +198,37 @@ def read_data(settings: TrainSettings) -> tuple[list[Any], list[Any], Any]:
         map_pairs.read_pair(pair if settings.soft else dataclasses.replace(pair, soft=None), table,
                             channels=settings.channels, tolerance=settings.tolerance)
         for pair in pairs
-        if pair.part != map_pairs.TEST
+        if pair.part != but
     ]  # fmt: skip
-    parts = {part: [i for i in images if i.pair.part == part] for part in (map_pairs.TRAIN, map_pairs.VALIDATION)}
-    if not parts[map_pairs.TRAIN]:
-        raise UserError("No image is left to train on. Use less validation, or another split.")
-    return parts[map_pairs.TRAIN], parts[map_pairs.VALIDATION], table
+    return images, table
 
 
 def normalize(
     settings: TrainSettings, images: Sequence[Any], rule: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], list[Normalizer]]:
-    """The rule for the card, and the scaling of each image by it."""
-    if settings.normalization == "percentile":
+    """The rule for the card, and the scaling of each image by it.
+
+    Percentiles are those of all images of a sample together, so that a tile without pores is not stretched.
+    """
+    kind = settings.normalization
+    if rule is not None:
+        kind = rule["mode"]
+    elif kind is None:
+        kind = "fixed" if (Path(settings.data) / "tiles.json").is_file() else "percentile"
+    if kind == "percentile":
         lower, upper = PERCENTILES
-        limits = [percentile_limits(image.image, lower, upper) for image in images]
-        return {"mode": "percentile", "lower": lower, "upper": upper}, [Normalizer("percentile", *x) for x in limits]
+        samples: dict[str, list[np.ndarray]] = {}
+        for image in images:
+            samples.setdefault(image.pair.sample, []).append(image.image[::2, ::2].ravel())
+        limits = {name: percentile_limits(np.concatenate(parts), lower, upper) for name, parts in samples.items()}
+        scalings = [Normalizer("percentile", *map(float, limits[image.pair.sample])) for image in images]
+        return {"mode": "percentile", "lower": lower, "upper": upper}, scalings
     if rule is None:
         if all(image.image.dtype == np.uint8 for image in images):
             low, high = 0.0, 255.0
         else:
-            limits = np.array([percentile_limits(image.image, *PERCENTILES) for image in images])
-            low, high = float(limits[:, 0].min()), float(limits[:, 1].max())
+            ends = np.array([percentile_limits(image.image, *PERCENTILES) for image in images])
+            low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
         rule = Normalizer("fixed", low, high).to_dict()
     return dict(rule), [Normalizer.from_dict(rule) for _ in images]
 
@@ -239,22 +262,24 @@ class MapScores:
 
     def counts(self, model: Any) -> Counts:
         """Pooled counts of all images."""
-        from keras_microseg.inference.prediction import Predictor, predict_maps
+        from keras_microseg.inference.prediction import Predictor
 
         if self._predictor is None:
             self._predictor = Predictor(model, self.card, fold=False)
         table = np.zeros((len(self.names),) * 2, np.int64)
         for item, normalizer in self.images:
-            maps = predict_maps(self._predictor, np.atleast_3d(normalizer(item.image)))
-            table += confusion_matrix(item.classes, maps.argmax(axis=-1), len(self.names))
-        tp = np.diagonal(table)
-        fp, fn = table.sum(axis=0) - tp, table.sum(axis=1) - tp
-        return Counts(tp, fp, fn, table.sum() - tp - fp - fn)
+            table += confusion_matrix(item.classes, classify(self._predictor, normalizer(item.image)), len(self.names))
+        return counts_of(table)
 
 
-def io_round(size: int, multiple: int) -> int:
-    """`size` rounded up to a multiple."""
-    return -(-size // multiple) * multiple
+def classify(predictor: Any, image: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 most probable class of a scaled image, (H, W) or (H, W, C), in tiles as large as the card says."""
+    from keras_microseg.inference.prediction import choose_tile, predict_maps
+
+    used = [shape[1:3] for shape in predictor.shapes]
+    halo, multiple = predictor.halo, predictor.multiple_of
+    tile = choose_tile(image.shape[:2], halo, multiple, used=used, largest=predictor.card.get("tile"))
+    return predict_maps(predictor, np.atleast_3d(image), tile=tile).argmax(axis=-1).astype(np.uint8)
 
 
 def _fit(
@@ -295,7 +320,7 @@ def _fit(
         mixed_precision=settings.mixed_precision,
         callbacks=callbacks,
         checkpoint_steps=50,
-        workers=2,
+        workers=settings.workers,
         card=card,
     )
 
@@ -346,7 +371,7 @@ def _check_folder(out: Path, settings: TrainSettings, *, resume: bool, overwrite
     changed = [
         f"{key}={earlier[key]!r} -> {value!r}"
         for key, value in plain(settings).items()
-        if key in earlier and key != "epochs" and earlier[key] != value
+        if key in earlier and key not in ("epochs", "workers") and earlier[key] != value
     ]
     if changed:
         raise FileError(

@@ -26,7 +26,8 @@ class TrainSettings:
         soft: learn the shares of classes that `mineral tiles --soft` wrote.
         channels: "grey", or "all" channels of the files (several detectors).
         normalization: "fixed": grey values are divided by 255 (or by what covers all images); "percentile": every
-            image is stretched between its own 0.1 and 99.9 percentiles.
+            sample is stretched between its own 0.1 and 99.9 percentiles, for images whose brightness differs; None =
+            "fixed" for `mineral tiles`, else "percentile".
         split, validation, hold, guard: see `data.map_pairs.split_pairs`.
         architecture, backbone, filters, dropout: the network, see `models.encoder_decoder.class_map_network`.
         encoder_weights: None, "imagenet" or a file, see `models.backbones`.
@@ -45,6 +46,7 @@ class TrainSettings:
         monitor: classes whose mean IoU chooses the best epoch; () = all.
         patience: epochs without improvement after which to stop; None = never.
         mixed_precision: compute in bfloat16.
+        workers: threads that prepare crops.
         seed: of split, crops, augmentation and start weights.
     """
 
@@ -55,7 +57,7 @@ class TrainSettings:
     tolerance: float = 0.0
     soft: bool = False
     channels: str = "grey"
-    normalization: str = "fixed"
+    normalization: str | None = None
     split: str = "given"
     validation: float = 0.2
     hold: str | None = None
@@ -83,6 +85,7 @@ class TrainSettings:
     monitor: tuple[str, ...] = ()
     patience: int | None = None
     mixed_precision: bool = False
+    workers: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,7 +93,7 @@ class TrainSettings:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.filters, list):
             object.__setattr__(self, "filters", tuple(self.filters))
-        check_choice("normalization", self.normalization, NORMALIZATIONS)
+        check_choice("normalization", self.normalization, (None, *NORMALIZATIONS))
         check_choice("regime", self.regime, REGIMES)
         for name, least in (("tile", 32), ("batch_size", 1), ("epochs", 1), ("warm_epochs", 1), ("seed", 0)):
             check_number(name, getattr(self, name), minimum=least, integer=True)
@@ -116,6 +119,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 1e-3, "warmup_epochs": 2.0, "weight_decay": 1e-3},
         "augment": {"rotate": True, "zoom": 1.4, "contrast": 0.3, "gamma": 0.3},
         "mixed_precision": True,
+        "workers": 8,
     },
     "paper": {
         "backbone": "inceptionv3",

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -11,6 +12,7 @@ from keras_microseg import io
 from keras_microseg.checks import FileError, UserError
 from keras_microseg.cli import app
 from keras_microseg.data.map_pairs import class_weights, find_classes, find_map_pairs, read_pair, split_pairs
+from keras_microseg.intensity import percentile_limits, stretch
 from keras_microseg.models.saving import load_model
 from keras_microseg.workflows import mineral_train
 from keras_microseg.workflows.mineral_train import preset
@@ -130,9 +132,9 @@ def test_a_training_learns_and_resumes_exactly(tmp_path):
     model, card = load_model(done.model_path)
     assert card["outputs"] == ["matrix", "grains", "pores"] and card["task"] == "mineral map"
     assert card["classes"][1]["colour"] == [0, 0, 255] and card["multiple_of"] == 2
-    assert card["normalization"] == {"mode": "fixed", "low": 0.0, "high": 255.0}
+    assert card["normalization"] == {"mode": "percentile", "lower": 0.1, "upper": 99.9}
     grey, classes = scene(3)
-    maps = np.asarray(model.predict(grey[None, ..., None].astype("f") / 255, verbose=0))
+    maps = np.asarray(model.predict(stretch(grey, percentile_limits(grey, 0.1, 99.9))[None, ..., None], verbose=0))
     np.testing.assert_allclose(maps.sum(axis=-1), 1, atol=1e-5)
     assert (maps[0].argmax(-1) == classes).mean() > 0.85
 
@@ -165,3 +167,58 @@ def test_command(tmp_path):
     shutil.rmtree(data / "val_annot")
     result = CliRunner().invoke(app, ["mineral", "train", str(data), "-o", str(tmp_path / "none")])
     assert result.exit_code == 1 and "images/ and labels/" in result.output
+
+
+def test_evaluate_a_network_and_maps(tmp_path):
+    data = write_painted(tmp_path / "data")
+    settings = preset("cpu", str(data), epochs=1, **SMALL)
+    model = mineral_train.train(settings, tmp_path / "model").model_path
+    result = CliRunner().invoke(app, ["mineral", "evaluate", str(model), str(data), "-o", str(tmp_path / "a")])
+    assert result.exit_code == 0, result.output
+    scores = pd.read_csv(tmp_path / "a" / "scores.csv").set_index("method")
+    assert list(scores.index) == ["prediction", "multi-Otsu", "best thresholds", "random forest"]
+    assert scores.loc["random forest", "mean_iou"] > 0.8  # grey values tell these classes apart
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "Confusion" in page and "random forest" in page
+    found = io.open_image(tmp_path / "a" / "maps" / "s3.png").read()
+
+    # the maps that were written, judged as maps: the same scores; and the truth itself: 1
+    maps = tmp_path / "maps"
+    shutil.copytree(tmp_path / "a" / "maps", maps)
+    result = CliRunner().invoke(app, ["mineral", "evaluate", str(maps), str(data), "-o", str(tmp_path / "b")])
+    assert result.exit_code == 0, result.output
+    again = pd.read_csv(tmp_path / "b" / "scores.csv").set_index("method")
+    pd.testing.assert_series_equal(again.loc["prediction"], scores.loc["prediction"])
+    io.write_image(maps / "s3.png", scene(3)[1])
+    evaluated = ["mineral", "evaluate", str(maps / "s3.png"), str(data / "val_annot"), "--no-baselines"]
+    options = ["--palette", str(data / "palette.csv"), "-o", str(tmp_path / "c")]
+    result = CliRunner().invoke(app, [*evaluated, *options])
+    assert result.exit_code == 0, result.output
+    assert pd.read_csv(tmp_path / "c" / "scores.csv").loc[0, "mean_iou"] == 1
+
+    io.write_image(maps / "s3.png", found[:50])
+    result = CliRunner().invoke(app, ["mineral", "evaluate", str(maps), str(data), "-o", str(tmp_path / "d")])
+    assert result.exit_code == 1 and "50 x 64 pixels" in result.output
+
+
+def test_two_stages_and_frozen_encoder(tmp_path):
+    from keras_microseg.models.encoder_decoder import backbone_unet
+
+    data = write_painted(tmp_path / "data")
+    weights = tmp_path / "resnet18.weights.h5"
+    from keras_microseg.models.backbones import backbone
+
+    encoder = backbone("resnet18", 3).model
+    encoder.save_weights(weights)
+    options = {"backbone": "resnet18", "filters": None, "tile": 32, "batch_size": 2, "steps_per_epoch": 1}
+    options |= {"encoder_weights": str(weights), "epochs": 1, "warm_epochs": 1}
+    trained = {}
+    for regime in ("frozen", "two-stage"):
+        done = mineral_train.train(preset("cpu", str(data), regime=regime, **options), tmp_path / regime)
+        trained[regime] = load_model(done.model_path)[0].get_layer("stage3_unit1_conv1").get_weights()[0]
+    start = encoder.get_layer("stage3_unit1_conv1").get_weights()[0]
+    np.testing.assert_array_equal(trained["frozen"], start)
+    assert np.abs(trained["two-stage"] - start).max() > 0
+    with pytest.raises(UserError, match="starts from a pretrained encoder"):
+        preset("cpu", str(data), regime="frozen")
+    assert backbone_unet("resnet18").name == "unet_resnet18"
