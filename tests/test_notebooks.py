@@ -81,3 +81,18 @@ def test_mineral_maps(tmp_path, monkeypatch):
     assert (scope["folder"].path / "report.html").is_file()
     fractions = scope["fractions"]
     assert abs(fractions["share"]["pore"] - fractions["truth"]["pore"]) < 0.02
+
+
+def test_particle_detachment(tmp_path, monkeypatch):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    scope = run(
+        "particle_detachment.ipynb",
+        {"SHAPE = (112, 224, 224)": "SHAPE = (60, 72, 76)", "DIAMETER = 36": "DIAMETER = 20"},
+        monkeypatch,
+        tmp_path,
+    )
+    assert (tmp_path / "RESULT" / "report.html").is_file()
+    assert scope["scores"].recall > 0.95 and len(scope["inner"]) >= 4
+    assert scope["error"].mean() < 0.05
