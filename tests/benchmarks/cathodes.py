@@ -43,12 +43,13 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=int, nargs=3, default=(96, 176, 176))
+    parser.add_argument("--diameter", type=float, default=36.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--network", action="store_true", help="also train a 3D U-Net")
     parser.add_argument("--epochs", type=int, default=8)
     options = parser.parse_args()
     for seed in options.seeds:
-        settings = CathodeSettings(shape=tuple(options.shape), seed=seed)
+        settings = CathodeSettings(shape=tuple(options.shape), diameter=options.diameter, seed=seed)
         plan = plan_cathode(settings)
         block = plan.read(tuple(slice(0, n) for n in settings.shape))
         ids = np.unique(block.labels)[1:]
@@ -74,7 +75,7 @@ def recover(name, labels, phase_name, phases, block, truth, damage) -> None:
     """One row: errors of detachment (surface, shell) and damage."""
     how = HOW if phase_name == "exact" else dataclasses.replace(HOW, skip=1.5, rim=1.0)
     table = measure_cathode(labels, phases, None, how).particles
-    table = table[~table["is_edge"] & (table["volume"] > 2000)]
+    table = table[~table["is_edge"] & (table["volume"] > 1000)]
     owner = np.array([np.bincount(block.labels[labels == label]).argmax() for label in table["label"]])
     known = np.array([truth.get(label, np.nan) for label in owner])
     error = table["detachment"].to_numpy() - known
