@@ -212,8 +212,9 @@ def _predict_network(folder: RunFolder) -> None:
     write_tiff(folder.file("maps", "classes.tif"), classes, "YX", image.pixel_size)
 
 
-def _map_path(folder: RunFolder) -> Path:
-    maps = folder.path / "maps"
+def map_path(run_dir: Path) -> Path:
+    """The map of classes in the folder of a run."""
+    maps = run_dir / "maps"
     for name in ("classes.zarr", "classes.ome.zarr", "classes.ome.tif", "classes.tif"):
         if (maps / name).exists():
             return maps / name
@@ -229,7 +230,7 @@ def _evaluate(folder: RunFolder) -> None:
     if not places:
         return
     windows = [tuple(slice(o * reduce, (o + edge) * reduce) for o in tile["origin"]) for tile in places]
-    predicted = io.open_image(_map_path(folder), raw_palette=True).data
+    predicted = io.open_image(map_path(folder.path), raw_palette=True).data
     mineral_quantify.map_confusion(
         predicted, truth, windows, facts["classes"], folder.file("evaluate", "confusion.json")
     )
@@ -243,7 +244,7 @@ def _quantify(folder: RunFolder) -> None:
     asked = folder.settings
     confusion = folder.path / "evaluate" / "confusion.json"
     settings = mineral_quantify.QuantifySettings(
-        str(_map_path(folder)), str(folder.path / "tiles" / mineral_tiles.CLASSES), str(folder.path / "clean"),
+        str(map_path(folder.path)), str(folder.path / "tiles" / mineral_tiles.CLASSES), str(folder.path / "clean"),
         **{
             "confusion": str(confusion) if confusion.is_file() else None,
             "references": asked.references,
