@@ -125,7 +125,9 @@ def open_class_map(settings: QuantifySettings) -> OpenedMap:
         FileError: not a class map.
     """
     size = None if settings.pixel_size in (None, "px") else settings.pixel_size
-    image = io.open_image(settings.class_map, raw_palette=True, pixel_size=size)
+    path = Path(settings.class_map)
+    stored = path / "labels" / "classes"  # where a store of `mineral predict` keeps them
+    image = io.open_image(stored if stored.is_dir() else path, raw_palette=True, pixel_size=size)
     if image.axes != "YX" or image.dtype.kind not in "ub":
         raise FileError(
             settings.class_map, f"is no map of class numbers (axes {image.axes}, {image.dtype}).",

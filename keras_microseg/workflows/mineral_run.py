@@ -192,12 +192,13 @@ def _predict_thresholds(folder: RunFolder) -> None:
 
 def _train(folder: RunFolder) -> None:
     from keras_microseg.workflows import mineral_train
+    from keras_microseg.workflows.mineral_train_settings import preset
 
     changes = dict(folder.settings.train)
     name, data = changes.pop("preset", "cpu"), str(folder.path / "tiles")
     edge = read_json(folder.path / "tiles" / mineral_tiles.TILES)["tile"]
     changes.setdefault("tile", min(edge // 32 * 32, 256 if name == "gpu" else 128))
-    settings = mineral_train.preset(name, data, **changes)
+    settings = preset(name, data, **changes)
     mineral_train.train(settings, folder.directory("model"), **_options(folder))
 
 
