@@ -27,6 +27,7 @@ DENSITIES = {
 """g/cm3, used where the palette gives none."""
 PORE_NAMES = ("pore", "pores", "porosity")
 QUANTITIES = "quantities.json"
+_FAR = 0.1  # of the sample; a correction beyond this is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +126,7 @@ def open_class_map(settings: QuantifySettings) -> OpenedMap:
         FileError: not a class map.
     """
     size = None if settings.pixel_size in (None, "px") else settings.pixel_size
-    path = Path(settings.class_map)
-    stored = path / "labels" / "classes"  # where a store of `mineral predict` keeps them
-    image = io.open_image(stored if stored.is_dir() else path, raw_palette=True, pixel_size=size)
+    image = open_numbers(settings.class_map, pixel_size=size)
     if image.axes != "YX" or image.dtype.kind not in "ub":
         raise FileError(
             settings.class_map, f"is no map of class numbers (axes {image.axes}, {image.dtype}).",
@@ -156,6 +155,12 @@ def open_class_map(settings: QuantifySettings) -> OpenedMap:
     numbers = _Renumbered(image.data, table, listed, settings.class_map)
     size = None if settings.pixel_size == "px" else image.pixel_size
     return OpenedMap(SampleOnly(numbers, disc, factor, margin), kept, size, image)
+
+
+def open_numbers(path: str | os.PathLike, *, pixel_size: str | None = None) -> Image:
+    """The numbers stored in an image, or in the store of `mineral predict`, unread."""
+    stored = Path(path) / "labels" / "classes"
+    return io.open_image(stored if stored.is_dir() else path, raw_palette=True, pixel_size=pixel_size)
 
 
 class _Renumbered(LazyArray):
@@ -209,6 +214,13 @@ def _fractions(folder: RunFolder) -> None:
         method=asked.correction,
     )
     table = found.table
+    moved = (table["share"] - table["raw"]).abs()
+    if moved.max() > _FAR:
+        worst = table.loc[moved.idxmax()]
+        notes.append(
+            f"The correction moves {worst['class']} from {100 * worst['raw']:.1f} to {100 * worst['share']:.1f} %: the "
+            "shares then rest on the held-out tiles more than on the map, whose contacts and sizes are not corrected."
+        )
     errors = class_maps.covariance_errors(scan, two_point, names, edge)
     table = table.merge(errors, on="class").merge(class_maps.surface_table(scan, names, pixel_size=size), on="class")
     densities = _densities(opened.minerals)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from keras_microseg import io
-from keras_microseg.workflows import mineral_run
+from keras_microseg.workflows import mineral_quantify, mineral_run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mineral_pair import write_pair
@@ -28,7 +28,7 @@ def test_from_the_pair_to_the_report_with_a_network(tmp_path):
     write_pair(tmp_path)
     folder = mineral_run.run(settings(tmp_path), tmp_path / "out")
     out = folder.path
-    predicted = io.open_image(mineral_run.map_path(out), raw_palette=True)
+    predicted = mineral_quantify.open_numbers(mineral_run.map_path(out))
     assert predicted.shape == (1000, 960) and predicted.pixel_size.size == (0.5, 0.5)
     assert predicted.read().max() < 6
     # what evaluation counted is what the map holds where the tiles were held out
