@@ -141,7 +141,7 @@ def test_pores_and_ground_of_one_colour_come_apart(tmp_path):
     assert list(fractions.index) == ["pores", "clay and accessory", "albite", "quartz"]
     assert abs(fractions["share"]["pores"] - rock.fractions()["pore"]) < 0.015
     facts = json.loads((folder.path / "tables" / "quantities.json").read_text())
-    assert "mass" not in fractions and "no density for clay and accessory" in facts["notes"][0]
+    assert "mass" not in fractions and any("no density for clay and accessory" in note for note in facts["notes"])
     assert "No mass shares" in (folder.path / "report.html").read_text()
 
 
