@@ -156,6 +156,28 @@ def correct_shares(shares: np.ndarray, confusion: np.ndarray, method: str = "inv
     return found / found.sum()
 
 
+def detection_limits(regions: np.ndarray) -> np.ndarray:
+    """(K,) smallest share of each class that is told from none, after Currie (1968): 3.29 s / recall.
+
+    s is the standard error of the share of other pixels that are called by the class's name, from its spread between
+    regions; 5 % of false alarms and 5 % of misses. NaN with fewer than two regions, or for a class never found.
+
+    Args:
+        regions: (V, K, K) pixels true x predicted.
+    """
+    regions = np.asarray(regions, float)
+    total, hits = regions.sum(axis=0), np.diagonal(regions, axis1=1, axis2=2)
+    others = regions.sum(axis=(1, 2))[:, np.newaxis] - regions.sum(axis=2)
+    known = others > 0
+    rates = np.where(known, (regions.sum(axis=1) - hits) / np.maximum(others, 1), np.nan)
+    recall = np.diag(total) / np.maximum(total.sum(axis=1), 1e-12)
+    count = known.sum(axis=0)
+    out = np.full(len(total), np.nan)
+    for k in np.flatnonzero((count >= 2) & (recall > 0)):
+        out[k] = 3.29 * np.nanstd(rates[:, k], ddof=1) / np.sqrt(count[k]) / recall[k]
+    return out
+
+
 def porosity(
     composition: Composition, pores: Sequence[str], micro_porosity: Mapping[str, float] | None = None
 ) -> tuple[float, float, float]:

@@ -139,11 +139,16 @@ def _fractions(record: MineralRecord, percent: int) -> Section:
     )
     if "mass" in table:
         shown["mass %"] = table["mass"] * 100
+    if "detection_limit" in table:
+        shown["detected from %"] = table["detection_limit"] * 100
     shown["worth points"] = table["effective_number"].round()
     blocks: list[Any] = [
         Chart(chart, f"Shares: {how}."),
         Table(shown, "Shares", 3),
-        Text("Worth points: as many independent points would tell the share as exactly as the whole map does."),
+        Text(
+            "Detected from: a smaller share cannot be told from false alarms (5 % of either error). "
+            "Worth points: as many independent points would tell the share as exactly as the whole map does."
+        ),
     ]
     if compared is not None and len(compared):
         blocks.append(

@@ -214,6 +214,8 @@ def _fractions(folder: RunFolder) -> None:
         method=asked.correction,
     )
     table = found.table
+    if regions is not None:
+        table["detection_limit"] = composition.detection_limits(regions)
     moved = (table["share"] - table["raw"]).abs()
     if moved.max() > _FAR:
         worst = table.loc[moved.idxmax()]

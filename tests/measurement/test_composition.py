@@ -12,6 +12,7 @@ from keras_microseg.measurement.composition import (
     chord_lengths,
     compare_shares,
     correct_shares,
+    detection_limits,
     mass_shares,
     modal_composition,
     porosity,
@@ -108,6 +109,15 @@ def test_porosity_mass_and_comparison():
     table = compare_shares(found, {"pore": 0.18, "quartz": 0.6})
     np.testing.assert_allclose(table["points"], [2, 0], atol=1e-9)
     assert table["inside"].tolist() == [False, True]
+
+
+def test_shares_below_the_detection_limit_are_no_more_than_false_alarms():
+    rng = np.random.default_rng(0)
+    rates = rng.normal(0.02, 0.004, 400).clip(0)  # false alarms of class 1 among class 0, between regions
+    regions = np.array([[[1000 * (1 - r), 1000 * r], [20, 80]] for r in rates])
+    limits = detection_limits(regions)
+    assert limits[1] == pytest.approx(3.29 * 0.004 / 20 / 0.8, rel=0.1)
+    assert np.isnan(detection_limits(regions[:1])).all()
 
 
 def test_contacts_and_chords_of_rectangles():
