@@ -96,3 +96,17 @@ def test_particle_detachment(tmp_path, monkeypatch):
     assert (tmp_path / "RESULT" / "report.html").is_file()
     assert scope["scores"].recall > 0.95 and len(scope["inner"]) >= 4
     assert scope["error"].mean() < 0.05
+
+
+@pytest.mark.slow
+def test_particle_instances(tmp_path, monkeypatch):
+    scope = run(
+        "particle_instances.ipynb",
+        {
+            'CHANGES = {"minutes": 30}': 'CHANGES = {"epochs": 1, "steps_per_epoch": 1, "minutes": None, "tile": 64}',
+            "SLICES, SIZE = 24, 320": "SLICES, SIZE = 3, 96",
+        },
+        monkeypatch,
+        tmp_path,
+    )
+    assert (tmp_path / "STAGES" / "inspect.html").is_file() and not scope["results"].failures

@@ -181,3 +181,32 @@ def convert_weights(
     for line in convert(weights, out, tile=tile):
         typer.echo(line)
     typer.echo(f"Model: {out}")
+
+
+@app.command(
+    epilog=examples(
+        "keras-microseg particles inspect a.tif --model MODEL/model.keras --out STAGES",
+        "keras-microseg particles inspect a.tif --model MODEL/model.keras --labels b.tif --corner 0,256 --out STAGES",
+    )
+)
+def inspect(
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    out: Out,
+    model: Annotated[Path, typer.Option("--model", "-m", help="A .keras file of `particles train`.")],
+    corner: Annotated[str | None, typer.Option(help="Row,column of the tile. Default: the middle.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="True label image, to show the true boxes.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Least score of the objects drawn.")] = None,
+    backend: Backend = None,
+) -> None:
+    """Show every stage of the detector on one tile: anchors, proposals, regions, masks, activations, weights."""
+    use_backend(backend)
+    from keras_microseg.workflows.particle_inspect import inspect_particles
+
+    place = None
+    if corner is not None:
+        parts = corner.replace("x", ",").split(",")
+        if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+            raise typer.BadParameter(f"write row,column. Received: {corner!r}", param_hint="--corner")
+        place = (int(parts[0]), int(parts[1]))
+    page = inspect_particles(image, model, out, corner=place, min_score=min_score, labels=labels)
+    typer.echo(f"Page: {page}")
