@@ -164,7 +164,7 @@ def predict_maps(
         used = [s[1 : 1 + ndim] for s in predictor.shapes if s[0] == batch_size]
         tile = choose_tile(shape, halo, predictor.multiple_of, used=used)
     grid = TileGrid.cover(shape, tile, halo, predictor.multiple_of)
-    views = _transforms(flips, grid.tile)
+    views = mirrored_views(flips, grid.tile)
     if spread and len(views) == 1:
         raise UserError("`spread` compares mirrored copies and needs `flips`. Received: flips=False")
     made = [*predictor.outputs, *(["spread"] if spread else [])]
@@ -175,7 +175,7 @@ def predict_maps(
     as_bytes = np.dtype(out.dtype) == np.uint8
 
     def predict(batch: Batch) -> np.ndarray:
-        found = _predict_averaged(predictor, batch.read(array), views, ndim, spread)
+        found = predict_averaged(predictor, batch.read(array), views, ndim, spread)
         return found if kept is None else found[..., kept]
 
     def convert(values: np.ndarray) -> np.ndarray:
@@ -222,7 +222,7 @@ def _predict_blended(
     written and leave the sums.
     """
     total = grid.counts[0]
-    reach = [_contribution(grid, grid[(i, *(0,) * (len(grid.shape) - 1))], blend)[0][0] for i in range(total)]
+    reach = [contribution(grid, grid[(i, *(0,) * (len(grid.shape) - 1))], blend)[0][0] for i in range(total)]
     final = [min(part.start for part in reach[i + 1 :]) if i + 1 < total else grid.shape[0] for i in range(total)]
     first = 0
     if done is not None:
@@ -243,7 +243,7 @@ def _predict_blended(
         while group := tuple(grid[place] for place in itertools.islice(places, batch_size)):
             maps = predict(Batch(group, batch_size))
             for tile, block in zip(group, maps, strict=False):
-                region, weight = _contribution(grid, tile, blend)
+                region, weight = contribution(grid, tile, blend)
                 known = max(low - region[0].start, 0)  # planes of an earlier run
                 region, weight = (slice(region[0].start + known, region[0].stop), *region[1:]), weight[known:]
                 inner = tuple(slice(r.start - o, r.stop - o) for r, o in zip(region, tile.origin, strict=True))
@@ -274,7 +274,7 @@ def _move_down(sums: np.ndarray, weights: np.ndarray, low: int, new: int) -> int
     return new
 
 
-def _contribution(grid: TileGrid, tile: Tile, blend: str) -> tuple[tuple[slice, ...], np.ndarray]:
+def contribution(grid: TileGrid, tile: Tile, blend: str) -> tuple[tuple[slice, ...], np.ndarray]:
     """Region of the image that a tile takes part in, and its float32 weights there."""
     if blend == "linear":
         region, weights = grid.blending_weights(tile)
@@ -295,7 +295,7 @@ def _contribution(grid: TileGrid, tile: Tile, blend: str) -> tuple[tuple[slice, 
     return tuple(region), weights.astype(np.float32)
 
 
-def _transforms(flips: bool | int, tile: Sequence[int]) -> list[tuple[bool, ...]]:
+def mirrored_views(flips: bool | int, tile: Sequence[int]) -> list[tuple[bool, ...]]:
     """(transpose y and x, flip axis 0, flip axis 1, ...) of every view that is averaged."""
     ndim = len(tile)
     known = (4, 8) if ndim == 2 else (4, 8, 16)
@@ -313,9 +313,10 @@ def _transforms(flips: bool | int, tile: Sequence[int]) -> list[tuple[bool, ...]
     return list(itertools.product(*choices, (False, True), (False, True)))
 
 
-def _predict_averaged(
+def predict_averaged(
     predictor: Predictor, batch: np.ndarray, views: list[tuple[bool, ...]], ndim: int, spread: bool
 ) -> np.ndarray:
+    """Maps of a batch, averaged over `views`; with `spread`, one more channel (see `predict_maps`)."""
     if batch.ndim == ndim + 1:
         batch = batch[..., np.newaxis]
     total, squares = None, 0.0

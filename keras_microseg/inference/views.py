@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from keras_microseg import io
-from keras_microseg.checks import FileError, UserError
+from keras_microseg.checks import FileError, UserError, check_number
 from keras_microseg.image import Image
 from keras_microseg.intensity import invert, percentile_limits, stretch
 
@@ -87,6 +87,53 @@ class ScaledView:
             scaled = weights @ moved.reshape(len(moved), -1)
             values = np.moveaxis(scaled.reshape(-1, *moved.shape[1:]), 0, axis)
         return values.astype(np.float32, copy=False)
+
+
+class AreaView:
+    """An image reduced by area averages, read as asked for: every pixel is the mean of the area it covers.
+
+    Any window equals the same window of the whole reduced image. Unsigned integers are rounded to their own type.
+
+    Args:
+        array: (H, W) or (H, W, c), NumPy or lazy.
+        factor: edge of a pixel in pixels of the array, >= 1, whole or not. A last row or column that is covered by less
+            than half is left out.
+    """
+
+    def __init__(self, array: Any, factor: float):
+        self.array, self.factor = array, check_number("factor", factor, minimum=1)
+        height, width = (max(1, int(n / factor + 0.5)) for n in array.shape[:2])
+        self.shape = (height, width, *array.shape[2:])
+        self.dtype = np.dtype(array.dtype if np.dtype(array.dtype).kind == "u" else np.float32)
+
+    def __getitem__(self, key: Slices) -> np.ndarray:
+        rows, columns = (slice(*part.indices(n)) for part, n in zip(key, self.shape, strict=False))
+        out = np.empty((rows.stop - rows.start, columns.stop - columns.start, *self.shape[2:]), self.dtype)
+        source = _covered(columns, self.factor, self.array.shape[1])
+        step = max(1, int(_SOURCE_PIXELS / (self.factor * max(source.stop - source.start, 1))))
+        for top in range(rows.start, rows.stop, step):
+            part = slice(top, min(top + step, rows.stop))
+            taken = _covered(part, self.factor, self.array.shape[0])
+            means = self._average(np.asarray(self.array[taken, source]), part, columns)
+            out[part.start - rows.start : part.stop - rows.start] = np.rint(means) if self.dtype.kind == "u" else means
+        return out
+
+    def _average(self, values: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+        factor = int(self.factor)
+        counts = rows.stop - rows.start, columns.stop - columns.start
+        is_small = values.dtype.kind == "u" and values.dtype.itemsize <= 2
+        if factor == self.factor and values.shape[:2] == (counts[0] * factor, counts[1] * factor):
+            exact = np.uint32 if is_small and factor < 256 else np.float32
+            sums = values.reshape(counts[0], factor, *values.shape[1:]).sum(axis=1, dtype=exact)
+            sums = sums.reshape(*counts, factor, *values.shape[2:]).sum(axis=2, dtype=np.float64)
+            return sums / factor**2
+        values = values.astype(np.float32, copy=False)
+        for axis, window in enumerate((rows, columns)):
+            weights = _area_weights(window, self.factor, self.array.shape[axis])
+            moved = np.moveaxis(values, axis, 0)
+            means = weights @ moved.reshape(len(moved), -1)
+            values = np.moveaxis(means.reshape(-1, *moved.shape[1:]), 0, axis)
+        return values
 
 
 class StretchedView:
@@ -176,6 +223,28 @@ def dequantize(maps: np.ndarray, outputs: Sequence[str]) -> np.ndarray:
     is_flow = np.array([name.startswith("flow") for name in outputs])
     factor, offset = np.where(is_flow, 127, 255).astype(np.float32), np.where(is_flow, 128, 0).astype(np.float32)
     return (maps - offset) / factor
+
+
+def _covered(window: slice, factor: float, source_size: int) -> slice:
+    """Source pixels under a window of a reduced axis."""
+    return slice(math.floor(window.start * factor), min(math.ceil(window.stop * factor), source_size))
+
+
+def _area_weights(window: slice, factor: float, source_size: int) -> sparse.csr_array:
+    """(window, source pixels under it): share of each source pixel in the mean; rows sum to one."""
+    source = _covered(window, factor, source_size)
+    low = np.arange(window.start, window.stop) * factor
+    high = np.minimum(low + factor, source_size)
+    first = np.floor(low).astype(np.intp)
+    positions = first[:, np.newaxis] + np.arange(math.ceil(factor) + 1)
+    weights = np.minimum(high[:, np.newaxis], positions + 1) - np.maximum(low[:, np.newaxis], positions)
+    weights = np.where(positions < source.stop, np.maximum(weights, 0), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    positions = np.clip(positions, source.start, source.stop - 1) - source.start
+    rows = np.repeat(np.arange(len(low)), positions.shape[1])
+    return sparse.csr_array(
+        (weights.astype(np.float32).ravel(), (rows, positions.ravel())), shape=(len(low), source.stop - source.start)
+    )
 
 
 def _weights(window: slice, size: int, source_size: int) -> tuple[slice, sparse.csr_array]:
