@@ -25,9 +25,9 @@ def write_map_model(path: Path, **card) -> Path:
     """A U-Net of two levels, receptive field 32 px, random weights; `card` changes its card."""
     layers = keras.layers
     grey = keras.Input((None, None, 1))
-    fine = layers.Conv2D(4, 3, padding="same", activation="relu")(grey)
-    middle = layers.Conv2D(4, 3, padding="same", activation="relu")(layers.MaxPooling2D(2)(fine))
-    coarse = layers.Conv2D(4, 3, padding="same", activation="relu")(layers.MaxPooling2D(2)(middle))
+    fine = layers.Conv2D(4, 3, padding="same")(grey)
+    middle = layers.Conv2D(4, 3, padding="same")(layers.MaxPooling2D(2)(fine))
+    coarse = layers.Conv2D(4, 3, padding="same")(layers.MaxPooling2D(2)(middle))
     joined = layers.Concatenate()([layers.UpSampling2D(2)(coarse), middle])
     joined = layers.Concatenate()([layers.UpSampling2D(2)(joined), fine])
     joined = layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same")(joined))

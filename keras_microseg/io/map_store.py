@@ -20,6 +20,7 @@ import numpy as np
 from keras_microseg.image import PixelSize
 from keras_microseg.io import files
 from keras_microseg.io.palettes import IGNORE, Palette
+from keras_microseg.io.sources import ZarrArray
 
 GREY, CLASSES, CONFIDENCE, PROBABILITIES = "", "labels/classes", "confidence", "probabilities"
 SMALLEST = 512
@@ -85,6 +86,13 @@ class MapStore:
     def array(self, name: str, level: int = 0) -> Any:
         """The array of `GREY`, `CLASSES`, `CONFIDENCE` or `PROBABILITIES` at a level."""
         return self.group[f"{name}/{level}".lstrip("/")]
+
+    def lazy(self, name: str, level: int = 0) -> ZarrArray:
+        """The same, opened anew whenever it is read; pickles."""
+        array = self.array(name, level)
+        return ZarrArray(
+            str(self.path), f"{name}/{level}".lstrip("/"), array.shape, array.dtype, tuple(int(n) for n in array.chunks)
+        )
 
     def has(self, name: str) -> bool:
         return f"{name}/0".lstrip("/") in self.group

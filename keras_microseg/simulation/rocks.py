@@ -134,6 +134,18 @@ class Rock:
         """uint8 class at positions of the micrograph (arrays of one shape, px)."""
         return self._grain(np.asarray(y, float), np.asarray(x, float))[0]
 
+    def both(self, window: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
+        """Grey values and classes of a window of the micrograph, in one go."""
+        rows, columns = window
+        x = np.arange(columns.start, columns.stop, dtype=float)[np.newaxis]
+        grey, classes = (np.empty((rows.stop - rows.start, x.shape[1]), np.uint8) for _ in range(2))
+        for top, bottom in _bands(len(grey), max(1, _BAND // max(1, x.shape[1]))):
+            y = np.arange(rows.start + top, rows.start + bottom, dtype=float)[:, np.newaxis]
+            places = np.broadcast_arrays(y, x)
+            classes[top:bottom] = self.class_at(*places)
+            grey[top:bottom] = self._grey(*places, classes[top:bottom])
+        return grey, classes
+
     def fractions(self) -> dict[str, float]:
         """Area share of each mineral inside the sample, counted pixel by pixel."""
         counts = np.zeros(len(MINERALS), np.int64)

@@ -422,7 +422,7 @@ class _Job:
         if self.settings.tiff:
             say = self._say("tiff")
             say(0, 1)
-            levels = [_level(plan.store, level) for level in range(store.num_levels(CLASSES))]
+            levels = [store.lazy(CLASSES, level) for level in range(store.num_levels(CLASSES))]
             write_class_tiff(folder / TIFF, levels, palette, size, facts={"model": card.get("name", "")})
             say(1, 1)
         write_palette(folder / "classes.csv", palette)
@@ -476,10 +476,3 @@ class _Grey:
     def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:
         window = tuple(slice(*part.indices(n)) for part, n in zip(key, self.shape, strict=True))
         return io.read_grey(self.image, window)
-
-
-def _level(store: str, level: int) -> Any:
-    from keras_microseg.io.sources import ZarrArray
-
-    array = MapStore(store).array(CLASSES, level)
-    return ZarrArray(store, f"{CLASSES}/{level}", array.shape, array.dtype, array.chunks)
