@@ -40,7 +40,8 @@ class TrainSettings:
         minutes: end within this time, with the learning rate annealed to its end by then; None = after all epochs.
         optimizer: fields of `training.schedules.OptimizerSettings`.
         loss: fields of `losses.DiceFocal` except the class weights.
-        class_weights: "inverse", "sqrt", "median", "effective" or "none", see `data.map_pairs.class_weights`.
+        class_weights: "none" (Dice counts every class alike already), "inverse", "sqrt", "median", "effective", see
+            `data.map_pairs.class_weights`.
         augment: fields of `data.augment.AugmentSettings`; None = none.
         focus: share of crops around a pixel of a random class.
         monitor: classes whose mean IoU chooses the best epoch; () = all.
@@ -79,7 +80,7 @@ class TrainSettings:
         default_factory=lambda: {"learning_rate": 3e-3, "warmup_epochs": 1.0, "weight_decay": 1e-4}
     )
     loss: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"smooth": 1.0, "weighted_focal": True})
-    class_weights: str = "sqrt"
+    class_weights: str = "none"
     augment: Mapping[str, Any] | None = dataclasses.field(default_factory=dict)
     focus: float = 0.3
     monitor: tuple[str, ...] = ()

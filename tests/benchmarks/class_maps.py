@@ -77,7 +77,7 @@ def settings_of(data: str, options: argparse.Namespace) -> mineral_train.TrainSe
     changes: dict = {"seed": options.seed, "minutes": options.minutes}
     if data == "rock":
         folder = rock_folder(Path(options.out) / "rock", options.size)
-        changes |= {"classes": MINERALS[1:], "normalization": "fixed"}
+        changes |= {"classes": MINERALS[1:], "normalization": "fixed", "focus": 0.0}
     else:
         folder = Path(options.root) / folder
     if data == "superalloy":
