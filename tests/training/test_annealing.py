@@ -37,8 +37,8 @@ def test_warm_restarts():
     settings = OptimizerSettings(learning_rate=1.0, final_factor=0.1, restart_epochs=2, restart_growth=2)
     steps = 5  # cycles of 10, 20, 40 steps
     found = rates(settings, 14, steps, (0, 5, 9, 10, 20, 29, 30, 50, 69))
-    expected = [1, 0.55, 0.1 + 0.45 * (1 + math.cos(0.9 * math.pi)), 1, 0.55,
-                0.1 + 0.45 * (1 + math.cos(0.95 * math.pi)), 1, 0.55, 0.1 + 0.45 * (1 + math.cos(0.975 * math.pi))]  # fmt: skip
+    ends = [0.1 + 0.45 * (1 + math.cos(share * math.pi)) for share in (0.9, 0.95, 0.975)]
+    expected = [1, 0.55, ends[0], 1, 0.55, ends[1], 1, 0.55, ends[2]]
     np.testing.assert_allclose(found, expected, atol=2e-4)
     even = CosineRestarts(1.0, 10, warmup=4)
     np.testing.assert_allclose([float(even(s)) for s in (0, 2, 4, 9, 14, 19)], [0, 0.5, 1, 0.5, 1, 0.5], atol=1e-5)
