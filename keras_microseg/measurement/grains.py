@@ -61,7 +61,7 @@ def measure_grains(
 
     Returns:
         Columns `class`, `window`, and `area`, `equivalent_diameter`, `feret_min`, `feret_max`, `aspect_ratio`,
-        `touches_border`, `edge_weight` as `measure_particles` gives them; `attrs` likewise.
+        `touches_border`, `edge_weight` as `measure_particles` gives them; `attrs` likewise. No row without grains.
     """
     check_number("min_size", min_size, minimum=1, integer=True)
     tables = []
@@ -81,8 +81,11 @@ def measure_grains(
             table.insert(0, "class", name)
             table.insert(1, "window", number)
             tables.append(table.drop(columns="label"))
-    if not tables:
-        raise UserError("The map holds no pixel of these classes.")
+    if not tables:  # the columns alone
+        nothing = measure_particles(np.zeros((4, 4), np.int32), pixel_size=pixel_size, quantities=_QUANTITIES)
+        nothing.insert(0, "class", "")
+        nothing.insert(1, "window", 0)
+        tables.append(nothing.drop(columns="label"))
     joined = pd.concat(tables, ignore_index=True)
     joined.attrs = dict(tables[0].attrs)
     return joined

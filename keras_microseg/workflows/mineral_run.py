@@ -179,13 +179,14 @@ def _fit(folder: RunFolder) -> None:
     write_json(folder.file("thresholds.json"), found.to_dict())
 
 
-def _thresholds(folder: RunFolder) -> tuple[Any, GreyClassified]:
-    image = io.open_image(folder.path / "clean" / mineral_clean.SEM)
-    return image, GreyClassified(image.data, GreyClasses.from_dict(read_json(folder.path / "thresholds.json")))
+def read_thresholds(run_dir: Path) -> GreyClassified:
+    """The map that thresholds give, for the folder of a run, made while it is read."""
+    image = io.open_image(run_dir / "clean" / mineral_clean.SEM)
+    return GreyClassified(image.data, GreyClasses.from_dict(read_json(run_dir / "thresholds.json")))
 
 
 def _predict_thresholds(folder: RunFolder) -> None:
-    image, classified = _thresholds(folder)
+    image, classified = io.open_image(folder.path / "clean" / mineral_clean.SEM), read_thresholds(folder.path)
     io.check_disk_space(folder.path, classified.nbytes, "the map")
     write_tiff(folder.file("maps", "classes.tif"), classified, "YX", image.pixel_size)
 
@@ -236,7 +237,7 @@ def _evaluate(folder: RunFolder) -> None:
         predicted, truth, windows, facts["classes"], folder.file("evaluate", "confusion.json")
     )
     if folder.settings.method != "thresholds":
-        baseline = _thresholds(folder)[1]
+        baseline = read_thresholds(folder.path)
         path = folder.file("evaluate", "baseline.json")
         mineral_quantify.map_confusion(baseline, truth, windows, facts["classes"], path)
 

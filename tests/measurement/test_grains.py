@@ -30,6 +30,12 @@ def test_grains_that_touch_are_cut_apart_and_those_at_the_ground_are_cut():
     assert summary["size"][0] == "very fine sand" and summary["sorted"][0] == "very well sorted"
 
 
+def test_a_map_without_grains_has_none():
+    table = measure_grains(np.zeros((50, 60), np.uint8), ("pore", "quartz"), leave_out=("pore",))
+    assert len(table) == 0 and {"class", "area", "edge_weight"} <= set(table.columns)
+    assert len(grain_summary(table)) == 0
+
+
 def test_windows_of_a_map_count_every_size_as_often_as_the_whole():
     rng = np.random.default_rng(0)
     classes = np.zeros((1500, 1500), np.uint8)
