@@ -117,7 +117,7 @@ def _of_run(run_dir: Path, names: list[str], shape: tuple[int, ...], page_dir: P
         if baseline.is_file():
             other = scores(np.array(read_json(baseline)["regions"]).sum(axis=0), names)
             found["scores"].insert(2, "IoU of thresholds", other["IoU"])
-    for viewer in ("view/index.html", "maps/view/index.html"):
+    for viewer in ("maps/view/index.html", "view/index.html"):
         if (run_dir / viewer).is_file():
             found["zoom_link"] = Path(os.path.relpath(run_dir / viewer, page_dir)).as_posix()
             break

@@ -126,7 +126,7 @@ def run(
     if settings.method == "thresholds":
         steps += [Step("predict", _predict_thresholds)]
     else:
-        steps += [Step("train", _train), Step("predict", _predict_network)]
+        steps += [Step("train", _train), Step("predict", _predict_network), Step("view", _view)]
     steps += [Step("evaluate", _evaluate), Step("quantify", _quantify), Step("report", _report, always=True)]
     return run_steps(folder, steps)
 
@@ -204,14 +204,22 @@ def _train(folder: RunFolder) -> None:
 
 
 def _predict_network(folder: RunFolder) -> None:
-    from keras_microseg.inference.map_classes import PredictedClasses, open_map_predictor
+    from keras_microseg.workflows import mineral_predict
     from keras_microseg.workflows.mineral_train import MODEL
 
-    image = io.open_image(folder.path / "clean" / mineral_clean.SEM)
-    predictor = open_map_predictor(folder.path / "model" / MODEL)
-    classes = PredictedClasses(image.data, predictor)
-    io.check_disk_space(folder.path, classes.nbytes, "the map")
-    write_tiff(folder.file("maps", "classes.tif"), classes, "YX", image.pixel_size)
+    image, model = folder.path / "clean" / mineral_clean.SEM, folder.path / "model" / MODEL
+    # the tiles were cut from this very image, so the network works at its pixels
+    options = {"working_pixel_size": "native", **folder.settings.predict}
+    settings = mineral_predict.MapSettings((str(image),), str(model), **options)
+    found = mineral_predict.predict(settings, folder.directory("maps"), **_options(folder))
+    for failure in found.failures:
+        raise UserError(failure.message)
+
+
+def _view(folder: RunFolder) -> None:
+    from keras_microseg.workflows import mineral_view
+
+    mineral_view.view(folder.path / "maps", progress=folder.progress)
 
 
 def map_path(run_dir: Path) -> Path:
