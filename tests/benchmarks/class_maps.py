@@ -43,6 +43,8 @@ GPU = {
     },
     "rock": {"filters": (32, 64, 128, 256, 256), "steps_per_epoch": 60, "epochs": 60},
 }
+# What tells quartz from albite is a faint texture.
+TEXTURE = {"zoom": 1.1, "contrast": 0.1, "gamma": 0.1, "noise": 0.01, "blur": 0.3}
 # Layers lie flat in a cross section: up is not down. Grey levels differ from image to image.
 LAYERS = {
     "flips": "mirror",
@@ -77,7 +79,7 @@ def settings_of(data: str, options: argparse.Namespace) -> mineral_train.TrainSe
     changes: dict = {"seed": options.seed, "minutes": options.minutes}
     if data == "rock":
         folder = rock_folder(Path(options.out) / "rock", options.size)
-        changes |= {"classes": MINERALS[1:], "normalization": "fixed", "focus": 0.0}
+        changes |= {"classes": MINERALS[1:], "normalization": "fixed", "focus": 0.0, "augment": TEXTURE}
     else:
         folder = Path(options.root) / folder
     if data == "superalloy":

@@ -1,6 +1,10 @@
 """Training step and inference of a U-Net on the active backend against a twin written directly in that framework.
 
     KERAS_BACKEND=torch python tests/benchmarks/training_step.py --size 128 --batch 4
+    KERAS_BACKEND=torch python tests/benchmarks/training_step.py --size 128 --batch 4 --classes 5
+
+With `--classes` the network is that of `mineral train` (`models.unet`, nearest up-sampling, softmax) and the loss
+Dice + focal.
 
 Prints process CPU time (the least of several repetitions, alternating) of our step, of the twin's, and the ratio, which
 should be at most 1.25. The twins: torch, an `nn.Module` in channels-last memory; TensorFlow, one `tf.function` with the
@@ -24,7 +28,7 @@ BACKEND = backend.select()
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from keras_microseg import layers  # noqa: E402
+from keras_microseg import layers, losses, models  # noqa: E402
 
 MOMENTUM, EPSILON = 0.9, 1e-5
 
@@ -51,10 +55,18 @@ def network(size: int, filters: int, depth: int) -> keras.Model:
     return keras.Model(inputs, layers.Conv2D(1, 1, activation="sigmoid")(x))
 
 
+def class_network(size: int, filters: int, depth: int, classes: int) -> keras.Model:
+    model = models.unet((size, size, 1), classes, [filters * 2**level for level in range(depth + 1)], "softmax")
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum, layer.epsilon = MOMENTUM, EPSILON
+    return model
+
+
 def our_step(model, x, y):
     optimizer = keras.optimizers.Adam(1e-3)
     optimizer.build(model.trainable_variables)
-    loss = keras.losses.BinaryCrossentropy()
+    loss = keras.losses.BinaryCrossentropy() if y.shape[-1] == 1 else losses.DiceFocal()
 
     def fn(x, y):
         variables = model.trainable_variables
@@ -68,9 +80,18 @@ def our_step(model, x, y):
     return lambda: float(step(x, y))
 
 
+def dice_focal(p, y, total, mean, log, clip):
+    """Dice + focal loss of softmax maps by four functions of a framework; classes last."""
+    both, sizes = total(p * y), total(p) + total(y)
+    clipped = clip(p)
+    return 1 - mean((2 * both + 1e-5) / (sizes + 1e-5)) + mean(-0.25 * y * (1 - clipped) ** 2 * log(clipped))
+
+
 def torch_twin(filters, depth, x, y):
     import torch
     from torch import nn
+
+    classes = y.shape[-1]
 
     def block(inputs, outputs):
         parts = []
@@ -84,8 +105,11 @@ def torch_twin(filters, depth, x, y):
             widths = [filters * 2**level for level in range(depth + 1)]
             self.down = nn.ModuleList(block(a, b) for a, b in zip([1, *widths], widths, strict=False))
             self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, 2) for w in reversed(widths[:-1]))
-            self.merge = nn.ModuleList(block(2 * w, w) for w in reversed(widths[:-1]))
-            self.head = nn.Conv2d(filters, 1, 1)
+            if classes > 1:
+                self.up = nn.ModuleList(nn.Upsample(scale_factor=2) for _ in widths[:-1])
+            joined = 2 if classes == 1 else 3
+            self.merge = nn.ModuleList(block(joined * w, w) for w in reversed(widths[:-1]))
+            self.head = nn.Conv2d(filters, classes, 1)
 
         def forward(self, x):
             skips = []
@@ -96,7 +120,7 @@ def torch_twin(filters, depth, x, y):
             x = self.down[-1](x)
             for up, merge in zip(self.up, self.merge, strict=True):
                 x = merge(torch.cat([skips.pop(), up(x)], 1))
-            return torch.sigmoid(self.head(x))
+            return torch.sigmoid(self.head(x)) if classes == 1 else torch.softmax(self.head(x), 1)
 
     model = UNet().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -104,7 +128,11 @@ def torch_twin(filters, depth, x, y):
 
     def step():
         optimizer.zero_grad()
-        loss = nn.functional.binary_cross_entropy(model.train()(x), y)
+        p = model.train()(x)
+        if classes == 1:
+            loss = nn.functional.binary_cross_entropy(p, y)
+        else:
+            loss = dice_focal(p, y, lambda a: a.sum((0, 2, 3)), torch.mean, torch.log, lambda a: a.clip(1e-7, 1 - 1e-7))
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -116,7 +144,7 @@ def torch_twin(filters, depth, x, y):
     return step, predict
 
 
-def parameters(filters, depth, make):
+def parameters(filters, depth, make, classes):
     """Weights and statistics in the order of use: dictionaries of what `make(values)` gives."""
     rng, weights, statistics = np.random.default_rng(0), [], []
     widths = [filters * 2**level for level in range(depth + 1)]
@@ -130,15 +158,16 @@ def parameters(filters, depth, make):
     for a, b in zip([1, *widths], widths, strict=False):
         block(a, b)
     for w in reversed(widths[:-1]):
-        weights.append(make(rng.normal(0, 0.1, (2, 2, w, 2 * w)).astype("f")))
-        weights.append(make(np.zeros(w, "f")))
-        block(2 * w, w)
-    weights.append(make(rng.normal(0, 0.1, (1, 1, filters, 1)).astype("f")))
-    weights.append(make(np.zeros(1, "f")))
+        if classes == 1:
+            weights.append(make(rng.normal(0, 0.1, (2, 2, w, 2 * w)).astype("f")))
+            weights.append(make(np.zeros(w, "f")))
+        block(2 * w if classes == 1 else 3 * w, w)
+    weights.append(make(rng.normal(0, 0.1, (1, 1, filters, classes)).astype("f")))
+    weights.append(make(np.zeros(classes, "f")))
     return weights, statistics
 
 
-def forward(x, weights, statistics, depth, training, ops):
+def forward(x, weights, statistics, depth, training, ops, classes):
     """The network by six functions of a framework; returns probabilities and new statistics."""
     conv, norm, relu, pool, up, concat = ops
     weights, statistics, kept = iter(weights), iter(statistics), []
@@ -158,7 +187,7 @@ def forward(x, weights, statistics, depth, training, ops):
         x = pool(x)
     x = block(x)
     for _ in range(depth):
-        x = up(x, next(weights)) + next(weights)
+        x = up(x) if classes > 1 else up(x, next(weights)) + next(weights)
         x = block(concat([skips.pop(), x]))
     return conv(x, next(weights)) + next(weights), kept
 
@@ -168,7 +197,8 @@ def jax_twin(filters, depth, x, y):
     import jax.numpy as jnp
     from jax import lax
 
-    weights, statistics = parameters(filters, depth, jnp.asarray)
+    classes = y.shape[-1]
+    weights, statistics = parameters(filters, depth, jnp.asarray, classes)
     numbers = ("NHWC", "HWIO", "NHWC")
 
     def norm(x, scale, shift, mean, variance, training):
@@ -185,12 +215,20 @@ def jax_twin(filters, depth, x, y):
         norm,
         jax.nn.relu,
         lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
-        lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=numbers, transpose_kernel=True),
+        lambda x, w=None: (
+            jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+            if w is None
+            else lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=numbers, transpose_kernel=True)
+        ),
         lambda parts: jnp.concatenate(parts, -1),
     )
 
     def loss_fn(weights, statistics, x, y):
-        z, kept = forward(x, weights, statistics, depth, True, ops)
+        z, kept = forward(x, weights, statistics, depth, True, ops, classes)
+        if classes > 1:
+            sums = lambda a: a.sum((0, 1, 2))  # noqa: E731
+            loss = dice_focal(jax.nn.softmax(z), y, sums, jnp.mean, jnp.log, lambda a: jnp.clip(a, 1e-7, 1 - 1e-7))
+            return loss, kept
         return jnp.mean(jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z)))), kept
 
     def update(state, x, y):
@@ -204,7 +242,8 @@ def jax_twin(filters, depth, x, y):
         return (weights, statistics, m, v, t), loss
 
     compiled = jax.jit(update, donate_argnums=0)
-    infer = jax.jit(lambda w, s, x: jax.nn.sigmoid(forward(x, w, s, depth, False, ops)[0]))
+    last = jax.nn.sigmoid if classes == 1 else jax.nn.softmax
+    infer = jax.jit(lambda w, s, x: last(forward(x, w, s, depth, False, ops, classes)[0]))
     frozen = jax.tree.map(jnp.copy, (weights, statistics))
     state = [(weights, statistics, [w * 0 for w in weights], [w * 0 for w in weights], jnp.zeros(()))]
 
@@ -218,7 +257,8 @@ def jax_twin(filters, depth, x, y):
 def tensorflow_twin(filters, depth, x, y):
     import tensorflow as tf
 
-    weights, statistics = parameters(filters, depth, tf.Variable)
+    classes = y.shape[-1]
+    weights, statistics = parameters(filters, depth, tf.Variable, classes)
 
     def norm(x, scale, shift, mean, variance, training):
         y, m, v = tf.compat.v1.nn.fused_batch_norm(
@@ -226,7 +266,9 @@ def tensorflow_twin(filters, depth, x, y):
         )
         return y, m, v
 
-    def up(x, w):
+    def up(x, w=None):
+        if w is None:
+            return tf.repeat(tf.repeat(x, 2, 1), 2, 2)
         shape = tf.shape(x)
         return tf.nn.conv2d_transpose(x, w, (shape[0], 2 * shape[1], 2 * shape[2], w.shape[2]), 2, "SAME")
 
@@ -244,8 +286,13 @@ def tensorflow_twin(filters, depth, x, y):
     @tf.function
     def train(x, y):
         with tf.GradientTape() as tape:
-            z, kept = forward(x, weights, statistics, depth, True, ops)
-            loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(y, z))
+            z, kept = forward(x, weights, statistics, depth, True, ops, classes)
+            if classes == 1:
+                loss = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(y, z))
+            else:
+                sums = lambda a: tf.reduce_sum(a, (0, 1, 2))  # noqa: E731
+                clip = lambda a: tf.clip_by_value(a, 1e-7, 1 - 1e-7)  # noqa: E731
+                loss = dice_focal(tf.nn.softmax(z), y, sums, tf.reduce_mean, tf.math.log, clip)
         count.assign_add(1.0)
         rate = 1e-3 * tf.sqrt(1 - 0.999**count) / (1 - 0.9**count)
         for w, g, m, v in zip(weights, tape.gradient(loss, weights), first, second, strict=True):
@@ -258,7 +305,8 @@ def tensorflow_twin(filters, depth, x, y):
 
     @tf.function
     def infer(x):
-        return tf.sigmoid(forward(x, weights, statistics, depth, False, ops)[0])
+        z = forward(x, weights, statistics, depth, False, ops, classes)[0]
+        return tf.sigmoid(z) if classes == 1 else tf.nn.softmax(z)
 
     x, y = tf.constant(x), tf.constant(y)
     return lambda: float(train(x, y)), lambda: infer(x).numpy()
@@ -287,15 +335,21 @@ def main():
     parser.add_argument("--filters", type=int, default=16)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--repetitions", type=int, default=4)
+    parser.add_argument("--classes", type=int, default=1, help="of a class map; 1 = a mask")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     print(backend.configure_device(device="cpu", threads=options.threads))
     rng = np.random.default_rng(0)
     x = rng.random((options.batch, options.size, options.size, 1), dtype=np.float32)
     y = (x > 0.5).astype(np.float32)
+    if options.classes > 1:
+        y = (np.minimum(x * options.classes, options.classes - 1).astype(int) == np.arange(options.classes)).astype("f")
     twins = {"torch": torch_twin, "jax": jax_twin, "tensorflow": tensorflow_twin}
     step, predict = twins[BACKEND](options.filters, options.depth, x, y)
-    model = network(options.size, options.filters, options.depth)
+    if options.classes > 1:
+        model = class_network(options.size, options.filters, options.depth, options.classes)
+    else:
+        model = network(options.size, options.filters, options.depth)
     compare("training step", our_step(model, x, y), step, options.repetitions)
     compiled = backend.compile_predict(model)
     compare("inference", lambda: compiled(x), predict, options.repetitions)
