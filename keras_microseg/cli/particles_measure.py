@@ -95,7 +95,7 @@ def link(
     neck: Annotated[
         float,
         typer.Option(help="Cut where the area falls below this share of the maxima on both sides; 0 = never."),
-    ] = 0.5,
+    ] = 0.65,
     min_slices: Annotated[int, typer.Option(help="Particles in fewer slices are left out.")] = 3,
     min_size: Annotated[int, typer.Option(help="Particles of fewer voxels are left out.")] = 0,
     min_score: Annotated[float, typer.Option(help="Labels with a lower score are left out.")] = 0.0,
@@ -148,6 +148,10 @@ def measure(
     cbd: Annotated[str, typer.Option(help="Values of carbon and binder.")] = "1",
     particle: Annotated[str, typer.Option(help="Values of active material.")] = "2",
     crack: Annotated[str, typer.Option(help="Values of cracks, where they are a class; 'none'.")] = "3",
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Instead: names of the values 0, 1, ... in order, of void, cbd, particle, crack."),
+    ] = None,
     distances: Annotated[str, typer.Option(help="Distances of the sweep, voxels.")] = "1,2,3,4,5",
     distance: Annotated[float, typer.Option(help="Main distance, voxels.")] = 3.0,
     skip: Annotated[
@@ -181,13 +185,16 @@ def measure(
     from keras_microseg.workflows.particle_measure import CathodeMeasureRun, measure_cathodes
     from keras_microseg.workflows.steps import read_json
 
-    classes = PhaseClasses(*(_values(*pair) for pair in (
-        (void, "--void"), (cbd, "--cbd"), (particle, "--particle"), (crack, "--crack"))))  # fmt: skip
+    if classes is None:
+        roles = {"void": void, "cbd": cbd, "particle": particle, "crack": crack}
+        phase_classes = PhaseClasses(**{name: _values(text, f"--{name}") for name, text in roles.items()})
+    else:
+        phase_classes = PhaseClasses(**_named_values(classes))
     from_grey = thresholds is not None or phases == ["otsu"]
     skip = (1.5 if from_grey else 0.0) if skip is None else skip
     rim = (1.0 if from_grey else 0.0) if rim is None else rim
     measures = CathodeMeasures(
-        classes, _numbers(distances, "--distances"), distance, skip, fill_radius=fill_radius, rim=rim,
+        phase_classes, _numbers(distances, "--distances"), distance, skip, fill_radius=fill_radius, rim=rim,
         collector=collector, border=border, min_size=min_size, max_ram=max_ram,
     )  # fmt: skip
     run = CathodeMeasureRun(
@@ -206,6 +213,16 @@ def measure(
     if facts["volumes"]:
         typer.echo(f"Report: {folder.path / 'report.html'}")
     list_failures(folder.failures())
+
+
+def _named_values(text: str) -> dict[str, tuple[int, ...]]:
+    """'cbd,void,particle' -> {"void": (1,), "cbd": (0,), "particle": (2,), "crack": ()}."""
+    names = [name.strip().lower() for name in text.split(",")]
+    roles = ("void", "cbd", "particle", "crack")
+    unknown = [name for name in names if name not in roles]
+    if unknown:
+        raise typer.BadParameter(f"use the names {', '.join(roles)}. Received: {text!r}", param_hint="--classes")
+    return {role: tuple(value for value, name in enumerate(names) if name == role) for role in roles}
 
 
 def _values(text: str, option: str) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ class LinkSettings:
     min_iou: float = 0.2
     max_gap: int = 2
     min_inside: float = 0.7
-    neck: float = 0.5
+    neck: float = 0.65
     min_slices: int = 1
     fill_gaps: bool = True
 

@@ -97,13 +97,13 @@ def link(labels: np.ndarray) -> np.ndarray:
     for share in (0.0, 0.02, 0.05):
         spoiled = faults(planes, share)
         start = time.perf_counter()
-        linked = link_labels(spoiled, LinkSettings(min_slices=5))
+        linked = link_labels(spoiled, LinkSettings(min_slices=3))
         report(f"{share:.0%}", truth, linked, time.perf_counter() - start)
         result = linked.astype(np.int64) if share == 0.02 else result
     views = []
     for axis in range(3):
         moved = renumber(np.ascontiguousarray(np.moveaxis(labels, axis, 0)), axis)
-        linked = link_labels(faults(moved, 0.05, axis), LinkSettings(min_slices=5))
+        linked = link_labels(faults(moved, 0.05, axis), LinkSettings(min_slices=3))
         views.append(np.moveaxis(linked, 0, axis))
     start, fused = time.perf_counter(), np.zeros(labels.shape, np.uint32)
     fuse_views(views, fused)
@@ -169,6 +169,7 @@ def network_phases(block, epochs: int) -> tuple[np.ndarray, float]:
             steps_per_epoch=25,
             patch=48,
             filters=(8, 16, 32),
+            pools=((2, 2, 2), (2, 2, 2)),
         )
         tomography_train.train_volume(how, path / "model")
         model = str(path / "model" / tomography_train.MODEL)

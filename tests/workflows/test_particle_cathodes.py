@@ -133,6 +133,9 @@ def test_bad_input_is_told(cathode, tmp_path):
     assert "neither void (7,) nor CBD (8,)" in text
     text = call(*phases, data / "phases.tif", "--crack", "none", "--out", tmp_path / "f", code=1)
     assert "without a role: [3]" in text
+    text = call(*phases, data / "phases.tif", "--classes", "void,cbd,particle", "--out", tmp_path / "k", code=1)
+    assert "without a role: [3]" in text
+    assert "use the names" in call(*phases, data / "phases.tif", "--classes", "a,b", "--out", tmp_path / "l", code=2)
     assert "need the grey volume" in call(*phases, "otsu", "--out", tmp_path / "g", code=1)
     assert "one entry per label volume" in call(*phases, "x.tif", "--group", 1, "--group", 2, "--out", tmp_path / "h",
                                                 code=1)  # fmt: skip
