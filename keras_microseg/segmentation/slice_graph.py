@@ -27,6 +27,7 @@ from keras_microseg.segmentation.stitching import LabelUnion
 
 GOOD_IOU = 0.6
 """Links above this are made first."""
+_LEAST_NECK = 8  # slices of an object that may have a neck
 _MOSTLY = 0.7  # share of its slices in which a fragment lies inside another chain
 
 
@@ -242,7 +243,9 @@ def _necks(profile: np.ndarray, quality: np.ndarray, neck: float, max_gap: int) 
         neck: see `SliceGraph.cut_necks`.
         max_gap: dips of so many slices are passed over.
     """
-    width = min(2 * max_gap + 1, max(len(profile) // 4, 1) // 2 * 2 + 1)
+    if len(profile) < _LEAST_NECK:
+        return []
+    width = min(2 * max_gap + 1, len(profile) // 4 // 2 * 2 + 1)
     smooth = ndimage.median_filter(profile.astype(float), width, mode="nearest")
     found, low, high = [], 0, len(smooth)
     pending = [(low, high)]
