@@ -34,9 +34,9 @@ class LinkRun:
 
     Attributes:
         source: folder of label images (one per slice, natural order), a label volume whose labels count anew in every
-            slice, or a folder that holds one of these as `labels`. A folder with `z`, `y` and `x` (or `labels_z`,
-            ...), two or three of them, each a label volume in the order z, y, x of the whole volume, is linked along
-            each axis and fused.
+            slice, or a folder that holds one of these as `labels` (as `particles detect` writes it). A folder with `z`,
+            `y` and `x` (or `labels_z`, ...), two or three of them, is linked along each axis and fused. Label volumes
+            are in the order z, y, x whatever the axis; label images are the slices along their axis.
         axis: along which the slices of a single source follow each other.
         min_score: labels with a lower score are left out; needs `detections.csv` or `objects.csv` beside the labels,
             with columns `slice` (or `image`), `label`, `score`.
@@ -135,7 +135,7 @@ class SliceView:
     """Label slices of a volume along one axis.
 
     Attributes:
-        labels: (D, H, W) lazy array, z first.
+        labels: (D, H, W) lazy array, z first; or single images (N, rows, columns) in order along `axis`.
         axis: along which labels count anew.
         size: voxel size or None.
         dropped: slice -> labels to leave out.
@@ -148,14 +148,19 @@ class SliceView:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.labels.shape)
+        """(z, y, x) of the volume."""
+        if not isinstance(self.labels, LabelFiles):
+            return tuple(self.labels.shape)
+        count, *plane = self.labels.shape
+        plane.insert(AXES.index(self.axis), count)
+        return tuple(plane)
 
     def __len__(self) -> int:
         return self.shape[AXES.index(self.axis)]
 
     def __getitem__(self, number: int) -> np.ndarray:
-        index = [slice(None)] * 3
-        index[AXES.index(self.axis)] = int(number)
+        index: list[Any] = [slice(None)] * 3
+        index[0 if isinstance(self.labels, LabelFiles) else AXES.index(self.axis)] = int(number)
         plane = np.asarray(self.labels[tuple(index)])
         gone = self.dropped.get(int(number))
         return plane if gone is None else np.where(np.isin(plane, gone), 0, plane)

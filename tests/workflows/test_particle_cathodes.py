@@ -107,6 +107,20 @@ def test_three_views(cathode, tmp_path):
     assert not list((tmp_path / "out").glob("*.dat"))
 
 
+def test_images_along_another_axis(cathode, tmp_path):
+    _, _, labels = cathode
+    part = labels[:, :40].astype(np.int32)
+    for axis, name in ((0, "z"), (1, "y")):
+        for number, plane in enumerate(renumber(np.ascontiguousarray(np.moveaxis(part, axis, 0)))):
+            io.write_labels(tmp_path / "views" / name / "labels" / f"{name}{number:02d}.tif", plane)
+    how = LinkSettings(min_slices=1)
+    along = link(LinkRun(str(tmp_path / "views" / "y"), "y", links=how, kind="npy"), tmp_path / "y")
+    found = match(large(part), large(np.asarray(io.open_volume(along).data[...]).astype(np.int64)))
+    assert found.fn == found.fp == 0 and found.mean_iou > 0.99
+    fused = link(LinkRun(str(tmp_path / "views"), links=how, kind="npy"), tmp_path / "both")
+    assert io.open_volume(fused).shape == part.shape
+
+
 def test_scores_leave_labels_out(cathode, tmp_path):
     folder, _, labels = cathode
     rows = [{"image": f"slice_{z:03d}", "label": 1, "score": 0.2 if z < 30 else 0.9} for z in range(60)]
