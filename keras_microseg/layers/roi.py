@@ -272,7 +272,8 @@ class SampleROIs(_BoxLayer):
         if self.legacy:
             found = ops.sum(is_positive, axis=1, keepdims=True)
             room = ops.floor(found / self.positive_share) - found
-            is_negative = is_negative * ops.cast(ops.arange(self.count - self.max_positive) < room, "float32")
+            rank = ops.arange(self.count - self.max_positive, dtype="float32")
+            is_negative = is_negative * ops.cast(rank < room, "float32")
         rois = take_rows(proposals, first)
         owner = ops.cast(take_rows(owner, first), "int32")
         target = take_rows(boxes, owner)

@@ -58,8 +58,8 @@ def make_tiles(count, settings, anchors, seed=0):
     return tiles
 
 
-def compute(folder=None):
-    """Losses of four steps of SGD on fixed tiles, sums of the weights after them, detections."""
+def compute(path=None):
+    """Losses of four steps of SGD on fixed tiles, sums of the weights after them; with a path, detections too."""
     import keras
 
     from keras_microseg.models.initialization import draw_kernels
@@ -78,13 +78,11 @@ def compute(folder=None):
     weights = [keras.ops.convert_to_numpy(weight.value).astype(float) for weight in model.weights]
     kernel, bias = model.box_head.get_layer("mrcnn_class_logits").get_weights()
     model.box_head.get_layer("mrcnn_class_logits").set_weights([kernel, bias + [0, 3]])  # else all is background yet
-    if folder is not None:
-        model.save(folder)
-    return {
-        "losses": np.array(rows),
-        "sums": np.array([[w.sum(), np.abs(w).sum()] for w in weights]),
-        **model.predict(tiles["image"], verbose=0),
-    }
+    results = {"losses": np.array(rows), "sums": np.array([[w.sum(), np.abs(w).sum()] for w in weights])}
+    if path is not None:
+        model.save(path)
+        results |= model.predict(tiles["image"], verbose=0)
+    return results
 
 
 if __name__ == "__main__":
