@@ -36,6 +36,7 @@ Groups = Annotated[Path | None, typer.Option("--groups", help='JSON of merged cl
         "keras-microseg mineral train DATA --palette classes.csv --out MODEL --minutes 30",
         "keras-microseg mineral train DATA --out MODEL --preset gpu --backbone resnet18",
         "keras-microseg mineral train DATA --out MODEL --split leave-one-out --hold sample3",
+        "keras-microseg mineral train DATA --out MODELS --hold all",
         "keras-microseg mineral train DATA --out MODEL --set optimizer.learning_rate=1e-3 --set epochs=40",
     )
 )
@@ -63,7 +64,9 @@ def train(
         str | None,
         typer.Option(help="given (by the folder), image, block (with guard band), leave-one-out (--hold), none."),
     ] = None,
-    hold: Annotated[str | None, typer.Option(help="Sample that leave-one-out validates on: name or number.")] = None,
+    hold: Annotated[
+        str | None, typer.Option(help="Sample that leave-one-out validates on, or its number; all.")
+    ] = None,
     validation: Annotated[float | None, typer.Option(help="Share of the images that validate.")] = None,
     minutes: Annotated[float | None, typer.Option(help="End within this time, properly annealed.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
@@ -97,6 +100,14 @@ def train(
     if backbone is not None:
         changes |= {"backbone": None if backbone == "none" else backbone}
     settings = mineral_train.preset(preset, str(data), seed=seed, **changes, **parse_changes(change or []))
+    if hold == "all":
+        from keras_microseg.workflows.mineral_cross import TABLE, cross_validate
+
+        with show_progress() as progress:
+            table = cross_validate(settings, out, resume=resume, overwrite=overwrite, progress=progress)
+        typer.echo(table[["sample", "method", "mean_iou", "accuracy"]].round(3).to_string(index=False))
+        typer.echo(f"Table: {out / TABLE}")
+        return
     with show_progress() as progress:
         done = mineral_train.train(settings, out, resume=resume, overwrite=overwrite, progress=progress)
     for name, value in done.scores.items():

@@ -13,7 +13,7 @@ import numpy as np
 
 
 class HostDrawn:
-    """Mixin of layers whose Glorot-uniform kernels (the default) come from NumPy; other initializers act as they do."""
+    """Mixin of layers whose uniform kernels (Glorot, the default, and He) come from NumPy; others are as they are."""
 
     def add_weight(self, *args: Any, initializer: Any = None, **kwargs: Any) -> keras.Variable:
         return super().add_weight(*args, initializer=_on_host(initializer), **kwargs)
@@ -21,12 +21,14 @@ class HostDrawn:
 
 def _on_host(initializer: Any) -> Any:
     """`(shape, dtype) -> array` of the same distribution; the initializer itself where that is not known."""
-    if type(initializer) is not keras.initializers.GlorotUniform or not isinstance(initializer.seed, int):
+    kinds = (keras.initializers.GlorotUniform, keras.initializers.HeUniform)
+    if type(initializer) not in kinds or not isinstance(initializer.seed, int):
         return initializer
+    is_glorot = type(initializer) is kinds[0]
 
     def draw(shape: tuple[int, ...], dtype: str | None = None) -> Any:
         *window, inputs, outputs = shape if len(shape) > 1 else (*shape, *shape)
-        limit = math.sqrt(6 / max(math.prod(window) * (inputs + outputs), 1))
+        limit = math.sqrt(6 / max(math.prod(window) * (inputs + (outputs if is_glorot else 0)), 1))
         values = np.random.default_rng(initializer.seed).uniform(-limit, limit, shape).astype("float32")
         return keras.ops.convert_to_tensor(values, dtype=dtype)
 

@@ -321,6 +321,7 @@ def _fit(
         callbacks=callbacks,
         checkpoint_steps=50,
         workers=settings.workers,
+        tensorboard=settings.tensorboard,
         card=card,
     )
 
@@ -371,7 +372,7 @@ def _check_folder(out: Path, settings: TrainSettings, *, resume: bool, overwrite
     changed = [
         f"{key}={earlier[key]!r} -> {value!r}"
         for key, value in plain(settings).items()
-        if key in earlier and key not in ("epochs", "workers") and earlier[key] != value
+        if key in earlier and key not in ("epochs", "workers", "tensorboard") and earlier[key] != value
     ]
     if changed:
         raise FileError(

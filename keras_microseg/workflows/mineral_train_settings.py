@@ -48,6 +48,7 @@ class TrainSettings:
         patience: epochs without improvement after which to stop; None = never.
         mixed_precision: compute in bfloat16.
         workers: threads that prepare crops.
+        tensorboard: write scalars for TensorBoard, too.
         seed: of split, crops, augmentation and start weights.
     """
 
@@ -87,6 +88,7 @@ class TrainSettings:
     patience: int | None = None
     mixed_precision: bool = False
     workers: int = 2
+    tensorboard: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

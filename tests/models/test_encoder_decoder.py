@@ -48,7 +48,19 @@ def weights_of(model) -> tuple[int, int]:
     return model.count_params(), sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Start values are zeros: drawing them costs JAX a compilation per shape, and numbers do not depend on them."""
+
+    def zeros(self, shape, dtype=None, **kwargs):
+        return keras.ops.convert_to_tensor(np.zeros(shape, "float32"))
+
+    for name in ("GlorotUniform", "HeUniform", "HeNormal", "VarianceScaling"):
+        monkeypatch.setattr(getattr(keras.initializers, name), "__call__", zeros)
+
+
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("undrawn")
 def test_numbers_of_weights_and_levels_are_exact(name):
     encoder, *expected = COUNTS[name]
     built = backbones.backbone(name, 3, size=(256, 256))
@@ -67,11 +79,13 @@ def test_numbers_of_weights_and_levels_are_exact(name):
     assert found[:4] == [n for model in networks for n in weights_of(model)]  # free again
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_five_classes_have_145_weights_more():
     assert backbone_unet("resnet18", 5).count_params() == COUNTS["resnet18"][1] + 145
     assert backbone_linknet("resnet18", 5).count_params() == COUNTS["resnet18"][3] + 145
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_small_networks_have_the_published_numbers_of_weights():
     custom, segnet, resunet = small_networks.custom, small_networks.segnet, small_networks.resunet
     assert [custom((None, None, c)).count_params() for c in (1, 3)] == [242596, 242884]
@@ -102,6 +116,7 @@ def golden():
 @pytest.mark.parametrize(
     "name", ["unet", "resunet", "segnet", "custom_unet", "custom", "unet_resnet18", "linknet_resnet18"]
 )
+@pytest.mark.usefixtures("undrawn")
 def test_all_backends_give_the_stored_predictions(golden, name):
     module, stored = golden
     assert stored[name].std() > 0.05  # not constant
@@ -183,6 +198,7 @@ def test_a_frozen_encoder_keeps_its_kernels(train_batch_norm):
         assert not encoder
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_weight_files(tmp_path, monkeypatch):
     """New and legacy files load; grey and many channels; a missing file is explained."""
     encoder = backbones.backbone("resnet18", 3).model
@@ -278,3 +294,12 @@ def test_further_families_give_five_levels(name):
 def test_layers():
     check_layer(layers.ScaleInput, {"scale": 2.0, "offset": -1.0, "repeat": 3}, (2, 4, 4, 1), (2, 4, 4, 3))
     check_layer(layers.RequireMultiple, {"multiple": 2}, (1, 4, 6, 1), (1, 4, 6, 1))
+
+
+def test_he_uniform_kernels_drawn_by_numpy_have_the_spread_of_the_formula():
+    layer = layers.Conv2D(64, 3, kernel_initializer="he_uniform")
+    layer.build((None, 8, 8, 32))
+    kernel = layer.get_weights()[0]
+    limit = np.sqrt(6 / (9 * 32))
+    assert 0.98 * limit < np.abs(kernel).max() <= limit
+    assert kernel.std() == pytest.approx(limit / np.sqrt(3), rel=0.02)

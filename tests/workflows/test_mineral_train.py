@@ -222,3 +222,18 @@ def test_two_stages_and_frozen_encoder(tmp_path):
     with pytest.raises(UserError, match="starts from a pretrained encoder"):
         preset("cpu", str(data), regime="frozen")
     assert backbone_unet("resnet18").name == "unet_resnet18"
+
+
+def test_every_sample_is_held_out_once(tmp_path):
+    data = write_numbered(tmp_path / "data")
+    command = ["mineral", "train", str(data), "-o", str(tmp_path / "out"), "--hold", "all", "--epochs", "1"]
+    options = ["--set", "filters=(8,16)", "--set", "tile=32", "--set", "steps_per_epoch=2"]
+    result = CliRunner().invoke(app, [*command, *options])
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(tmp_path / "out" / "samples.csv")
+    assert list(dict.fromkeys(table["sample"])) == ["s0", "s1", "s2", "mean of the samples"]
+    forest = table[table["method"] == "random forest"].set_index("sample")["mean_iou"]
+    assert forest["mean of the samples"] == pytest.approx(forest[["s0", "s1", "s2"]].mean(), rel=1e-4)
+    for sample in ("s0", "s1", "s2"):
+        facts = json.loads((tmp_path / "out" / sample / "model" / "train_settings.json").read_text())
+        assert facts["hold"] == sample and facts["card"]["training"]["images"] == 2
