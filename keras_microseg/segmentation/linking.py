@@ -117,6 +117,7 @@ def _resolve(graph: SliceGraph, settings: LinkSettings) -> Links:
     slices = graph.slice_of()
     objects = union.resolve()
     objects[merged] = 0
+    objects[np.concatenate(graph.areas) == 0] = 0  # numbers that no pixel has
     objects = graph.cut_necks(objects, settings.neck)
     bridges = bridges[objects[bridges[:, 0]] == objects[bridges[:, 1]]]
     objects, gaps = _remove_short(objects, slices, bridges, settings.min_slices)

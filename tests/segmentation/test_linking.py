@@ -67,6 +67,13 @@ def test_a_touching_neighbour_does_not_swallow():
     assert linked.max() == 2 and len(np.unique(linked[:, 4, 5])) == 1
 
 
+def test_numbers_may_have_gaps():
+    truth, planes = scene(3)
+    links = link_slices(np.where(planes > 0, 7 * planes + 100, 0), LinkSettings(min_iou=0.1))
+    assert links.num_objects == len(np.unique(truth)) - 1
+    assert link_labels(7 * planes, LinkSettings(min_iou=0.1)).max() == links.num_objects
+
+
 def test_short_objects_vanish():
     planes = np.zeros((6, 12, 12), np.int32)
     planes[:, 1:5, 1:5] = 1
