@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_choice
 from keras_microseg.intensity import Normalizer, percentile_limits
 from keras_microseg.metrics.class_maps import counts_of
 from keras_microseg.metrics.pixel import Counts, confusion_matrix, iou
+from keras_microseg.report.figures import figure_png
+from keras_microseg.report.map_figures import training_figure
 from keras_microseg.tiling import round_up
 from keras_microseg.workflows.mineral_train_settings import PRESETS, TrainSettings, preset
 from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read_json, run_facts, write_json
@@ -24,9 +27,9 @@ from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read
 __all__ = ["PRESETS", "TrainSettings", "TrainedMapModel", "preset", "train"]
 
 TASK = "mineral map"
-MODEL, SETTINGS = "model.keras", "train_settings.json"
+MODEL, SETTINGS, CURVES = "model.keras", "train_settings.json", "training.png"
 PERCENTILES = (0.1, 99.9)
-_FILES = (MODEL, SETTINGS, "best.keras", "last.keras", "checkpoint.npz", "log.csv", "run.json")
+_FILES = (MODEL, SETTINGS, CURVES, "best.keras", "last.keras", "checkpoint.npz", "log.csv", "run.json")
 _MOST_VALIDATION = 16_000_000
 _HALO = 48
 
@@ -60,7 +63,7 @@ def train(
 
     Args:
         settings: see `TrainSettings` and `preset`.
-        out: folder for `model.keras`, logs, pictures and what `resume` needs.
+        out: folder for `model.keras`, `log.csv`, `training.png` and what `resume` needs.
         resume: go on with an interrupted training.
         overwrite: replace an earlier training in `out`.
         progress: called as `progress("train", epochs done, epochs, scores)`.
@@ -164,6 +167,8 @@ def train(
         "seconds": sum(row["seconds"] for row in result.history), "sha256": file_hash(out / MODEL), "finished": now(),
     }  # fmt: skip
     write_json(out / SETTINGS, {**read_json(out / SETTINGS), **finished})
+    with io.atomic_path(out / CURVES) as temporary:
+        Path(temporary).write_bytes(figure_png(training_figure(pd.DataFrame(result.history)), dpi=150))
     return TrainedMapModel(out / MODEL, scores, result.history, card)
 
 

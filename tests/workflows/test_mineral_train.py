@@ -161,6 +161,7 @@ def test_command(tmp_path):
     result = CliRunner().invoke(app, ["mineral", "train", str(data), "-o", str(tmp_path / "out"), *options])
     assert result.exit_code == 0, result.output
     assert "val_mean_iou" in result.output and (tmp_path / "out" / "model.keras").is_file()
+    assert io.open_image(tmp_path / "out" / "training.png").read().std() > 10
     facts = json.loads((tmp_path / "out" / "train_settings.json").read_text())
     assert facts["epochs_done"] == 1  # the time is over after the first epoch
     shutil.rmtree(data / "train_annot")
