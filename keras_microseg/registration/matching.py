@@ -205,14 +205,19 @@ def _field_shifts(found, rest, weights, index, shape, scale) -> np.ndarray:
 def held_out_distances(transform: Transform, found: Matches, used: np.ndarray, min_score: float) -> np.ndarray:
     """Distances of every other window from the fit to the rest, map px."""
     distances = []
-    order = np.arange(len(used)) % 2
+    index = found.fields[:, 0] * transform.shifts.shape[1] + found.fields[:, 1]
+    order = np.zeros(len(used), int)  # as on a chessboard, so that each half tells about both axes
+    for field in np.unique(index):
+        own = index == field
+        order[own] = sum(np.unique(found.points[own, a], return_inverse=True)[1] for a in (0, 1)) % 2
     for part in (0, 1):
         fit = used & (order == part)
         if fit.sum() < 3:
             continue
         subset = Matches(*(values[fit] for values in found))
         model, _ = fit_transform(transform, subset, min_score, 1)
-        test = used & (order != part)
+        # a field of which no window is left has no shift of its own to be judged
+        test = used & (order != part) & np.isin(index, index[fit])
         at = found.points[test] @ transform.linear.T + transform.shifts[tuple(found.fields[test].T)]
         target = at + found.moves[test] @ transform.linear.T
         away = (target - model(found.points[test])) @ np.linalg.inv(transform.linear).T
