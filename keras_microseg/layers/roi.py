@@ -78,8 +78,9 @@ class ROIAlign(keras.layers.Layer):
         height = ops.take(np.array([h for h, _ in sizes], "int32"), level)
         width = ops.take(np.array([w for _, w in sizes], "int32"), level)
         cells = np.array([h * w for h, w in sizes], "int32")
-        before = ops.take(np.cumsum(cells) - cells, level) * batch  # features of earlier levels, all images
-        start = ops.cast(before, "int32") + ops.take(cells, level) * ops.arange(batch, dtype="int32")[:, None]
+        earlier = (np.cumsum(cells) - cells).astype("int32")  # features of one image in the levels before
+        image = ops.arange(batch, dtype="int32")[:, None]
+        start = ops.take(earlier, level) * ops.cast(batch, "int32") + ops.take(cells, level) * image
 
         rows = self._positions(boxes[..., 0], boxes[..., 2], height)
         columns = self._positions(boxes[..., 1], boxes[..., 3], width)
