@@ -179,7 +179,7 @@ def train_particles(
     changes["anchor_scales"] = anchor_scales(sizes * scale, base.strides)
     options = {"tile": settings.tile, "channels": settings.channels, "scale": scale}
     probe = DetectionTiles(training, 1, 1, int(seeds[0]), anchors=np.zeros((1, 4)), max_instances=1, **options)
-    changes["max_instances"] = int(np.ceil(max(16, 1.2 * probe.count_objects()) / 8) * 8)
+    changes["max_instances"] = int(np.ceil(max(16, 1.4 * probe.count_objects(128)) / 8) * 8)
     changes["detections"] = max(base.detections, int(np.ceil(1.5 * changes["max_instances"] / 8) * 8))
     changes |= settings.changes
 
