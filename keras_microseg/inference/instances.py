@@ -18,6 +18,7 @@ from keras_microseg.segmentation.pasting import Piece, draw_pieces, paste_mask, 
 from keras_microseg.tiling import Tile, TileGrid, read_tile
 
 _TOUCH = 1.5
+LARGE_TILE = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +49,24 @@ class InstancePredictor:
         card: facts that go with it: `contrast` percentiles, `overlap` of tiles in pixels (None = a quarter of the
             tile), `categories`; None = those in the file.
         batch_size: tiles at once.
+        large_tiles: cut images that are larger than the model's tile into tiles of 512 px, so that more objects are
+            seen whole and less is computed twice; None = when `model` is a path (weights are copied once).
 
     Attributes:
         model, card: as given or loaded.
-        tile: side of the tiles.
+        tile: side of the model's tiles.
     """
 
-    def __init__(self, model: Any, card: Mapping[str, Any] | None = None, *, batch_size: int = 1):
+    def __init__(
+        self,
+        model: Any,
+        card: Mapping[str, Any] | None = None,
+        *,
+        batch_size: int = 1,
+        large_tiles: bool | None = None,
+    ):
         backend.select()
+        large_tiles = isinstance(model, (str, os.PathLike)) if large_tiles is None else large_tiles
         if isinstance(model, (str, os.PathLike)):
             from keras_microseg.models.saving import load_model
 
@@ -71,7 +82,8 @@ class InstancePredictor:
         self.channels = int(model.settings.channels)
         self.contrast = tuple(self.card.get("contrast", CONTRAST))
         self.overlap = int(self.card.get("overlap") or self.tile // 4)
-        self._predict = backend.compile_predict(model)
+        self.large_tiles = large_tiles and self.tile < LARGE_TILE
+        self._networks = {self.tile: backend.compile_predict(model)}
 
     def __call__(
         self,
@@ -113,28 +125,36 @@ class InstancePredictor:
 
     def raw(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The network's own outputs for (B, S, S, C) float32 tiles."""
-        return self._predict(np.ascontiguousarray(image, np.float32))
+        return self._networks[self.tile](np.ascontiguousarray(image, np.float32))
+
+    def _network_for(self, shape: tuple[int, ...]) -> tuple[int, Callable[[np.ndarray], dict[str, np.ndarray]]]:
+        """Side of the tiles for an image, and the compiled network for them."""
+        side = LARGE_TILE if self.large_tiles and max(shape) > 1.25 * self.tile else self.tile
+        if side not in self._networks:
+            self._networks[side] = backend.compile_predict(self.model.for_tile(side))
+        return side, self._networks[side]
 
     def _pieces(
         self, values: np.ndarray, min_score: float, progress: Callable[[int, int], None] | None
     ) -> tuple[list[Piece], dict[str, float], int]:
         shape = values.shape[:2]
-        halo = 0 if max(shape) <= self.tile else min(self.overlap // 2, self.tile // 2 - 1)
-        grid = TileGrid.cover(shape, self.tile, halo)
+        side, network = self._network_for(shape)
+        halo = 0 if max(shape) <= side else min(self.overlap // 2, side // 2 - 1)
+        grid = TileGrid.cover(shape, side, halo)
         outside = values.mean(axis=(0, 1))
         pieces: list[Piece] = []
         seconds, full, done = {"network": 0.0, "paste": 0.0}, 0, 0
         for batch in grid.batches(self.batch_size):
             start = time.perf_counter()
-            blocks = np.zeros((self.batch_size, self.tile, self.tile, self.channels), np.float32)
+            blocks = np.zeros((self.batch_size, side, side, self.channels), np.float32)
             for k, tile in enumerate(batch.tiles):
                 blocks[k] = _read(values, tile, outside)
-            found = self._predict(blocks)
+            found = network(blocks)
             middle = time.perf_counter()
             for k, tile in enumerate(batch.tiles):
                 valid = (found["valid"][k] > 0) & (found["scores"][k] >= min_score)
                 full += bool((found["valid"][k] > 0).all())
-                boxes = found["boxes"][k][valid] * self.tile
+                boxes = found["boxes"][k][valid] * side
                 number = done + k
                 for box, mask, score, category in zip(
                     boxes, found["masks"][k][valid], found["scores"][k][valid], found["classes"][k][valid], strict=True

@@ -116,11 +116,6 @@ def resolve(
             common = _common(piece, other)
             if not common:
                 continue
-            union = area + areas[k] - common
-            inside, ratio = common / area, area / areas[k]
-            if common > iou * union or (inside > containment and (piece.cut or ratio >= min_ratio)):
-                verdict = "drop"
-                break
             if piece.cut and other.cut and piece.tile != other.tile and _agreement(piece, other) > iou:
                 kept[k] = _joined(other, piece)
                 areas[k] = kept[k].area
@@ -128,6 +123,12 @@ def resolve(
                     if k not in cells.setdefault(cell, []):
                         cells[cell].append(k)
                 verdict = "joined"
+                break
+            inside, ratio = common / area, area / areas[k]
+            if common > iou * (area + areas[k] - common) or (
+                inside > containment and (piece.cut or ratio >= min_ratio)
+            ):
+                verdict = "drop"
                 break
         if verdict == "keep":
             for cell in _cells(piece):

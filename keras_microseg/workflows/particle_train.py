@@ -181,6 +181,7 @@ def train_particles(
     probe = DetectionTiles(training, 1, 1, int(seeds[0]), anchors=np.zeros((1, 4)), max_instances=1, **options)
     changes["max_instances"] = int(np.ceil(max(16, 1.4 * probe.count_objects(128)) / 8) * 8)
     changes["detections"] = max(base.detections, int(np.ceil(1.5 * changes["max_instances"] / 8) * 8))
+    changes["min_score"] = 0.05  # of what the network reports; the threshold for results is chosen afterwards
     changes |= settings.changes
 
     keras.utils.set_random_seed(int(seeds[2]))
@@ -433,7 +434,7 @@ class _Scorer:
         from keras_microseg.inference.instances import InstancePredictor
         from keras_microseg.metrics.detection import average_precision, match_scored
 
-        scored = self._score(InstancePredictor(model, self.card), self.images)
+        scored = self._score(InstancePredictor(model, self.card, large_tiles=True), self.images)
         precision = average_precision(scored)
         total = sum(one.iou.shape[1] for one in scored)
         best = (-1.0, 0.5, 0.0, 0.0)
