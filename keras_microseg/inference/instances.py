@@ -32,6 +32,8 @@ class InstanceResult:
         seconds: spent in the network and behind it: `{"network": ..., "post": ...}`.
         full_tiles: tiles in which every slot was used, so that objects may be missing.
         pieces: the objects with all their pixels, also those that others cover, in the order of the labels.
+        found: the same with those that others cover altogether, in pixels of the enlarged image.
+        shape: (height, width) of the enlarged image.
     """
 
     labels: np.ndarray
@@ -39,6 +41,8 @@ class InstanceResult:
     seconds: dict[str, float]
     full_tiles: int
     pieces: list[Piece] = dataclasses.field(default_factory=list, repr=False)
+    found: list[Piece] = dataclasses.field(default_factory=list, repr=False)
+    shape: tuple[int, int] = (0, 0)
 
 
 class InstancePredictor:
@@ -116,12 +120,13 @@ class InstancePredictor:
             raise UserError(f"The model takes {self.channels} channels. Received: an image of {image.shape}.")
         pieces, network, full = self._pieces(values, min_score, progress)
         start = time.perf_counter()
-        labels, drawn = draw_pieces(resolve(pieces, iou=iou), values.shape[:2])
+        found = resolve(pieces, iou=iou)
+        labels, drawn = draw_pieces(found, values.shape[:2])
         if scale != 1:
             labels, drawn = _at_size(labels, drawn, original)
         table = _table(labels, drawn)
         post = time.perf_counter() - start + network.pop("paste")
-        return InstanceResult(labels, table, {**network, "post": post}, full, drawn)
+        return InstanceResult(labels, table, {**network, "post": post}, full, drawn, found, values.shape[:2])
 
     def raw(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """The network's own outputs for (B, S, S, C) float32 tiles."""

@@ -73,6 +73,35 @@ def scored_image(
     return ScoredImage(scores[drawn], iou[drawn], ignored[drawn])
 
 
+def scored_masks(
+    truth: np.ndarray,
+    masks: Sequence[tuple[int, int, np.ndarray]],
+    scores: Sequence[float],
+    *,
+    ignore: np.ndarray | None = None,
+) -> ScoredImage:
+    """From masks that may overlap, so that doubtful detections cover no better ones.
+
+    Args:
+        truth: (H, W) labels.
+        masks: (top, left, (h, w) bool mask) of each detection, inside the image.
+        scores: of each.
+        ignore: see `scored_image`.
+    """
+    labels, flat = np.unique(truth, return_inverse=True)
+    index = flat.reshape(truth.shape)
+    areas = np.bincount(index.ravel(), minlength=len(labels))
+    iou, ignored = np.zeros((len(masks), len(labels))), np.zeros(len(masks))
+    for k, (top, left, mask) in enumerate(masks):
+        window = (slice(top, top + mask.shape[0]), slice(left, left + mask.shape[1]))
+        common = np.bincount(index[window][mask], minlength=len(labels))
+        area = int(mask.sum())
+        iou[k] = common / np.maximum(areas + area - common, 1)
+        if ignore is not None and area:
+            ignored[k] = np.count_nonzero(ignore[window] & mask) / area
+    return ScoredImage(np.asarray(scores, np.float64), iou[:, labels != 0], ignored)
+
+
 def average_precision(images: Sequence[ScoredImage], thresholds: Sequence[float] = THRESHOLDS) -> AveragePrecision:
     """COCO's average precision of all images together.
 

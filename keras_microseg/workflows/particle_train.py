@@ -455,13 +455,21 @@ class _Scorer:
         }  # fmt: skip
 
     def _score(self, predictor: Any, images: list[Any]) -> list[Any]:
-        from keras_microseg.metrics.detection import scored_image
+        from keras_microseg.metrics.detection import scored_masks
 
         scored = []
         for one in images:
             found = predictor(one.image, min_score=0.05, scale=self.scale, stretched=True)
             ignore = np.isin(one.layers, np.flatnonzero(one.classes < 0) + 1).any(axis=-1)
-            scored.append(scored_image(one.label_image(), found.labels, found.table["score"].to_numpy(), ignore=ignore))
+            truth = one.label_image()
+            if found.shape != truth.shape:  # the masks are at the model's scale
+                rows, columns = (
+                    np.minimum(((np.arange(n) + 0.5) * m / n).astype(int), m - 1)
+                    for n, m in zip(found.shape, truth.shape, strict=True)
+                )
+                truth, ignore = truth[np.ix_(rows, columns)], ignore[np.ix_(rows, columns)]
+            masks = [(piece.top, piece.left, piece.mask) for piece in found.found]
+            scored.append(scored_masks(truth, masks, [piece.score for piece in found.found], ignore=ignore))
         return scored
 
 

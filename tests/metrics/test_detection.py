@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from keras_microseg.checks import UserError
-from keras_microseg.metrics.detection import ScoredImage, average_precision, match_scored, scored_image
+from keras_microseg.metrics.detection import (
+    ScoredImage,
+    average_precision,
+    match_scored,
+    scored_image,
+    scored_masks,
+)
 
 
 def image(scores, iou, ignored=None):
@@ -60,3 +66,15 @@ def test_empty_and_wrong_input():
     labels = np.ones((4, 4), int)
     with pytest.raises(UserError, match="scores"):
         scored_image(labels, labels * 3, [0.5])
+
+
+def test_masks_may_overlap():
+    truth = np.zeros((20, 20), int)
+    truth[2:12, 2:12] = 7
+    square, part = np.ones((10, 10), bool), np.ones((10, 5), bool)
+    one = scored_masks(truth, [(2, 2, square), (2, 2, part), (15, 15, part[:5])], [0.9, 0.6, 0.5], ignore=truth == 0)
+    np.testing.assert_allclose(one.iou[:, 0], [1, 0.5, 0])
+    np.testing.assert_allclose(one.ignored, [0, 0, 1])
+    labels = np.where(truth > 0, 1, 0)
+    same = scored_image(truth, labels, [0.9])
+    np.testing.assert_allclose(same.iou, scored_masks(truth, [(2, 2, square)], [0.9]).iou)
