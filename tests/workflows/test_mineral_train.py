@@ -202,6 +202,7 @@ def test_evaluate_a_network_and_maps(tmp_path):
     assert result.exit_code == 1 and "50 x 64 pixels" in result.output
 
 
+@pytest.mark.slow
 def test_two_stages_and_frozen_encoder(tmp_path):
     from keras_microseg.models.encoder_decoder import backbone_unet
 
