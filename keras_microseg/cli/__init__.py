@@ -20,6 +20,7 @@ from keras_microseg.cli import (
     mineral,
     mineral_maps,
     mineral_prepare,
+    mineral_translate,
     particles,
     particles_measure,
     sem,
@@ -66,6 +67,7 @@ filament.app.registered_commands += filament_networks.app.registered_commands
 sem.app.registered_commands += sem_parts.app.registered_commands
 mineral.app.registered_commands += mineral_maps.app.registered_commands + mineral_prepare.app.registered_commands
 particles.app.registered_commands += particles_measure.app.registered_commands
+mineral.app.registered_commands += mineral_translate.app.registered_commands
 volume.app.registered_commands += volume_networks.app.registered_commands
 app.add_typer(filament.app, name="filament")
 app.add_typer(sem.app, name="sem")

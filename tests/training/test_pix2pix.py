@@ -1,0 +1,213 @@
+"""pix2pix: published sizes, equal steps on all backends, objectives against formulas, hidden unknown pixels."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import check_model, to_numpy
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_adversarial import check_numbers
+
+from keras_microseg.checks import UserError
+from keras_microseg.models import pix2pix_discriminator, pix2pix_generator
+from keras_microseg.models.initialization import draw_kernels
+from keras_microseg.training.adversarial import train_adversarial
+from keras_microseg.training.pix2pix import Pix2Pix
+
+pytestmark = pytest.mark.network
+K = 3
+
+
+class Pairs:
+    """Random micrographs and classes; the last rows are not known."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng([8, index])
+        x = rng.uniform(0, 1, (2, 16, 16, 1)).astype("float32")
+        y = (rng.integers(0, K, (2, 16, 16, 1)) == np.arange(K)).astype("float32")
+        weight = np.ones((2, 16, 16, 1), "float32")
+        weight[:, -3:] = 0
+        return x, np.concatenate([y * weight, weight], axis=-1)
+
+
+def system(direction="labels", channels=None, maps=1, normalization="group", activation=None, **options):
+    source = 1 if direction == "labels" else channels or K
+    result = K if direction == "labels" else 1
+    activation = activation or ("softmax" if direction == "labels" else "tanh")
+    generator = pix2pix_generator(
+        (16, 16, source), result, filters=4, num_levels=3, normalization=normalization, activation=activation
+    )
+    judge = pix2pix_discriminator((16, 16, source + result), maps, 4, 2, normalization=normalization)
+    networks = [draw_kernels(network, seed) for seed, network in enumerate((generator, judge))]
+    options = {"content": "dice-crossentropy" if direction == "labels" else "l1"} | options
+    return Pix2Pix(*networks, direction=direction, num_classes=K, **options)
+
+
+SYSTEMS = {
+    "labels": {},
+    "hinge": {"adversarial": "hinge", "normalization": "instance"},
+    "images": {"direction": "images"},
+    "source labeling": {"normalization": "batch", "activation": "tanh", "content": "l1"},
+    "source categorical": {
+        "normalization": "batch", "adversarial": "categorical", "maps": K, "content": "crossentropy",
+        "content_weight": 1.0,
+    },
+    "source images": {"direction": "images", "channels": 1, "normalization": "batch", "signed": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("labels", "images", "source categorical") else pytest.mark.slow)
+        for name in SYSTEMS
+    ],
+)
+def test_steps_agree_across_backends(name, tmp_path):
+    """Two steps; the numbers were stored from one backend."""
+    trained = system(**SYSTEMS[name])
+    result = train_adversarial(trained, Pairs(), epochs=1, seed=7, out_dir=tmp_path)
+    check_numbers(trained, system(**SYSTEMS[name]), result, STORED[name])
+
+
+@pytest.mark.parametrize(
+    ("build", "arguments", "expected"),
+    [
+        (pix2pix_generator, {"input_shape": (None, None, 1), "num_outputs": 5}, 10_469_701),
+        (pix2pix_generator, {"input_shape": (None, None, 1), "num_outputs": 1}, 10_465_601),
+        (pix2pix_discriminator, {"input_shape": (None, None, 6)}, 697_569),
+        (pix2pix_discriminator, {"input_shape": (None, None, 6), "num_maps": 5}, 713_957),
+        (pix2pix_discriminator, {"input_shape": (None, None, 2)}, 695_521),
+    ],
+)
+def test_published_numbers_of_parameters(build, arguments, expected):
+    assert build(normalization="batch", **arguments).count_params() == expected
+
+
+def test_networks():
+    assert pix2pix_discriminator((768, 768, 6), filters=1).output_shape == (None, 48, 48, 1)
+    for kind in ("group", "instance", "batch"):
+        options = {"filters": 2, "num_levels": 2, "num_outputs": 3, "normalization": kind}
+        shapes = {(2, 16, 24, 1): (2, 16, 24, 3), (1, 13, 18, 1): (1, 13, 18, 3)}
+        model = check_model(pix2pix_generator, options, shapes, atol=1e-4)
+        np.testing.assert_allclose(to_numpy(model(np.ones((1, 8, 8, 1), "float32"))).sum(-1), 1, rtol=1e-5)
+    with pytest.raises(UserError, match="normalization"):
+        pix2pix_generator(normalization="layer")
+
+
+def test_objectives_equal_their_formulas():
+    """Against NumPy, with unknown pixels that must not matter."""
+    x, y = Pairs()[0]
+    scores = np.random.default_rng(0).normal(0.2, 1, (2, 4, 4, K)).astype("float32")
+    least = system()
+    assert float(least._judged(scores, True)) == pytest.approx(((scores - 1) ** 2).mean(), rel=1e-5)
+    assert float(least._judged(scores, False)) == pytest.approx((scores**2).mean(), rel=1e-5)
+    hinge = system(adversarial="hinge")
+    assert float(hinge._judged(scores, True)) == pytest.approx(np.maximum(1 - scores, 0).mean(), rel=1e-5)
+    assert float(hinge._judged(scores, False)) == pytest.approx(np.maximum(1 + scores, 0).mean(), rel=1e-5)
+    assert float(hinge._fooled(scores)) == pytest.approx(-scores.mean(), rel=1e-4)
+    categorical = system(adversarial="categorical", maps=K)
+    even = np.ones((1, 2, 2, 5), "float32")
+    assert float(categorical._judged(even, True)) == pytest.approx(5 * np.log(5), rel=1e-5)  # 8.05, its optimum
+    assert float(categorical._judged(even, False)) == 0
+
+    made = np.random.default_rng(1).dirichlet((1,) * K, (2, 16, 16)).astype("float32")
+    truth, known = y[..., :K], y[..., K] > 0
+    entropy = -np.log((made * truth).sum(-1)[known]).mean()
+    plain = system(content="crossentropy")
+    assert float(plain._content_loss(y, truth, made, y[..., K:])) == pytest.approx(entropy, rel=1e-4)
+    inside = [(truth * made * y[..., K:]).sum((1, 2)), ((truth + made) * y[..., K:]).sum((1, 2))]
+    dice = (1 - (2 * inside[0] + 1) / (inside[1] + 1)).mean()
+    assert float(least._content_loss(y, truth, made, y[..., K:])) == pytest.approx(entropy + dice, rel=1e-4)
+    changed = made.copy()
+    changed[~known] = [1, 0, 0]
+    for one in (plain, least, system(content="l1")):
+        losses = [float(one._content_loss(y, truth, m, y[..., K:])) for m in (made, changed)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_what_cannot_work_is_explained():
+    with pytest.raises(UserError, match="one-hot classes"):
+        system("images", channels=2)
+    with pytest.raises(UserError, match="content='l1'"):
+        system("images", content="crossentropy")
+    with pytest.raises(UserError, match="its input, 4 channels"):
+        Pix2Pix(system().networks["generator"], pix2pix_discriminator((16, 16, 2), filters=2), num_classes=K)
+    with pytest.raises(UserError, match="makes 3 classes, not 4"):
+        Pix2Pix(*system().networks.values(), num_classes=4)
+
+
+# Means over two steps, and `checksums` after them, as in `test_adversarial`.
+STORED = {
+    "labels": {
+        "logs": {
+            "adversarial": 2.516186,
+            "content": 1.891341,
+            "generator_loss": 191.6503,
+            "discriminator_loss": 2.094432,
+            "fake": 1.249757,
+            "real": 2.939108,
+        },
+        "weights": {"generator": [1.603138, -0.005652456], "discriminator": [0.2697024, -0.003370362]},
+    },
+    "hinge": {
+        "logs": {
+            "adversarial": 0.1076192,
+            "content": 1.910542,
+            "generator_loss": 191.1619,
+            "discriminator_loss": 1.172929,
+            "fake": 1.030904,
+            "real": 1.314954,
+        },
+        "weights": {"generator": [1.598582, -0.004363805], "discriminator": [0.2503031, 0.003152262]},
+    },
+    "images": {
+        "logs": {
+            "adversarial": 2.484138,
+            "content": 0.6520785,
+            "generator_loss": 67.69199,
+            "discriminator_loss": 1.798982,
+            "fake": 1.582495,
+            "real": 2.01547,
+        },
+        "weights": {"generator": [1.638093, 0.01415128], "discriminator": [0.251673, -0.0021432]},
+    },
+    "source labeling": {
+        "logs": {
+            "adversarial": 3.085001,
+            "content": 0.6226243,
+            "generator_loss": 65.34743,
+            "discriminator_loss": 2.12925,
+            "fake": 1.490133,
+            "real": 2.768367,
+        },
+        "weights": {"generator": [15.32807, 0.6331713], "discriminator": [6.55748, -1.054746]},
+    },
+    "source categorical": {
+        "logs": {
+            "adversarial": 18.4525,
+            "content": 1.237565,
+            "generator_loss": 19.69007,
+            "discriminator_loss": 7.761495,
+            "fake": 0.0,
+            "real": 15.52299,
+        },
+        "weights": {"generator": [15.48111, 0.6054957], "discriminator": [6.681428, -1.0475]},
+    },
+    "source images": {
+        "logs": {
+            "adversarial": 2.268361,
+            "content": 0.531194,
+            "generator_loss": 55.38776,
+            "discriminator_loss": 1.635504,
+            "fake": 1.18959,
+            "real": 2.081417,
+        },
+        "weights": {"generator": [15.35104, 0.7307715], "discriminator": [6.447178, 0.7303533]},
+    },
+}
