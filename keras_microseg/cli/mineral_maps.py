@@ -50,6 +50,7 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write all probabilities.")] = False,
     tiff: Annotated[bool, typer.Option("--tiff/--no-tiff", help="Write an OME-TIFF beside the OME-Zarr.")] = True,
     batch_size: Annotated[int, typer.Option("--batch", help="Tiles per call of the network; 16 or more on a GPU.")] = 4,
+    chunk: Annotated[int | None, typer.Option(help="Edge of pieces a stopped run keeps, px. Default: 1024")] = None,
     max_ram: Annotated[str, typer.Option(help="Memory of one process.")] = "2GB",
     workers: Annotated[int, typer.Option("--workers", "-j", help="Processes on this machine.")] = 0,
     scheduler: Annotated[
@@ -68,7 +69,7 @@ def predict(
 
     settings = workflow.MapSettings(
         tuple(map(str, images)), str(model), working_pixel_size, pixel_size, tile, overlap, blend, flips, confidence,
-        probabilities, tiff, batch_size, max_ram, workers, scheduler, _parse_shard(shard), device, threads,
+        probabilities, tiff, batch_size, chunk, max_ram, workers, scheduler, _parse_shard(shard), device, threads,
     )  # fmt: skip
     with show_progress() as progress:
         maps = workflow.predict(settings, out, resume=resume, overwrite=overwrite, progress=progress)

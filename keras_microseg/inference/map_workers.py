@@ -80,8 +80,8 @@ def run_on_workers(
     size = min(_MOST_BLOCKS, max(1, len(blocks) // (count * _TASKS_PER_WORKER)))
     parts = [list(blocks[i : i + size]) for i in range(0, len(blocks), size)]
     name = backend.select()
-    shared = client.scatter(plan, broadcast=True, hash=False)
-    futures = [client.submit(_work, shared, name, part, pure=False, retries=0) for part in parts]
+    # the plan goes with every task: data that were scattered would die with the worker that holds them
+    futures = [client.submit(_work, plan, name, part, pure=False) for part in parts]
     sizes = dict(zip((future.key for future in futures), map(len, parts), strict=True))
     found, done = [], 0
     for future in as_completed(futures):

@@ -55,6 +55,8 @@ class MapSettings:
         probabilities: also write the probability of every class.
         tiff: write `classes.ome.tif` too.
         batch_size: tiles per call of the network.
+        chunk: about the edge of the output's chunks, the pieces that a stopped run keeps or does again, px; None = 1024
+            where the memory allows.
         max_ram: memory of one process.
         workers: processes on this machine; 0 = this one alone.
         scheduler: address of a `dask.distributed` scheduler whose workers compute, instead.
@@ -74,6 +76,7 @@ class MapSettings:
     probabilities: bool = False
     tiff: bool = True
     batch_size: int = 4
+    chunk: int | None = None
     max_ram: str = "2GB"
     workers: int = 0
     scheduler: str | None = None
@@ -88,7 +91,7 @@ class MapSettings:
         check_choice("flips", self.flips, (0, 4, 8))
         check_number("batch_size", self.batch_size, minimum=1, integer=True)
         check_number("workers", self.workers, minimum=0, integer=True)
-        for name, least in (("tile", 16), ("overlap", 0)):
+        for name, least in (("tile", 16), ("overlap", 0), ("chunk", 16)):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), minimum=least, integer=True)
         if parse_bytes(self.max_ram) < 1.2 * _BASE:
@@ -329,6 +332,8 @@ class _Job:
         block = read_json(earlier).get("block") if earlier.is_file() else None
         grid = TileGrid.cover(shape, tile, halo, multiple)
         batch, fitting = fit_memory(grid, asked.max_ram, asked.batch_size, len(card["outputs"]), asked.blend != "none")
+        if asked.chunk is not None:
+            fitting = max(1, min(fitting, round(asked.chunk / max(grid.stride))))
         normalizer = fit_normalizer(card.get("normalization"), view)
         facts = os.stat(self.path)
         key = {

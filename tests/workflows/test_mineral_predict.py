@@ -51,9 +51,9 @@ def classes_of(folder):
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory, model, sem):
     out = tmp_path_factory.mktemp("mapped")
-    settings = MapSettings((str(sem),), str(model), tile=64, confidence=True, probabilities=True)
+    settings = MapSettings((str(sem),), str(model), tile=64, chunk=128, confidence=True, probabilities=True)
     (result,) = predict(settings, out).results
-    assert result.complete and not result.failed_blocks
+    assert result.complete and not result.failed_blocks and result.facts["blocks"] == 30
     return result
 
 
@@ -146,7 +146,9 @@ def test_several_images_raw_pixels_and_a_bad_one(tmp_path, model):
 
 def test_another_run_is_refused_and_shards_join(tmp_path, model, sem, mapped):
     for number in (2, 1, 3):
-        settings = MapSettings((str(sem),), str(model), tile=64, confidence=True, probabilities=True, shard=(number, 3))
+        settings = MapSettings(
+            (str(sem),), str(model), tile=64, chunk=128, confidence=True, probabilities=True, shard=(number, 3)
+        )
         (result,) = predict(settings, tmp_path).results
         assert result.complete == (number == 3)
     for path in sorted((mapped.folder / "map.ome.zarr").rglob("*")):
@@ -160,7 +162,9 @@ def test_another_run_is_refused_and_shards_join(tmp_path, model, sem, mapped):
             MapSettings((str(sem),), str(model), tile=128, confidence=True, probabilities=True), tmp_path, resume=True
         )
     again = predict(
-        MapSettings((str(sem),), str(model), tile=64, confidence=True, probabilities=True), tmp_path, resume=True
+        MapSettings((str(sem),), str(model), tile=64, chunk=128, confidence=True, probabilities=True),
+        tmp_path,
+        resume=True,
     )
     assert again.results[0].complete
     with pytest.raises(UserError, match="shard"):
@@ -185,7 +189,7 @@ def test_a_killed_run_goes_on(tmp_path, model, sem, mapped):
         "l.Ledger.append = g; from keras_microseg.__main__ import main; sys.argv[0] = 'keras-microseg'; main()"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", slow, *words, "--probabilities", "--max-ram", "1GB"],
+        [sys.executable, "-c", slow, *words, "--probabilities", "--chunk", "128"],
         env=environment(),
         stderr=subprocess.DEVNULL,
     )
@@ -200,7 +204,7 @@ def test_a_killed_run_goes_on(tmp_path, model, sem, mapped):
     (log,) = (tmp_path / "r" / "ledger").glob("*.jsonl")
     with open(log, "ab") as file:
         file.write(b'{"block": [0, ')
-    settings = MapSettings((str(sem),), str(model), tile=64, confidence=True, probabilities=True)
+    settings = MapSettings((str(sem),), str(model), tile=64, chunk=128, confidence=True, probabilities=True)
     (result,) = predict(settings, tmp_path / "r", resume=True).results
     assert result.complete and result.facts["timings"]["tiles"] < mapped.facts["timings"]["tiles"] or before >= total
     for path in sorted((mapped.folder / "map.ome.zarr").rglob("*")):
@@ -228,7 +232,9 @@ def test_two_workers_equal_one_process_also_when_one_dies(tmp_path, model, mappe
         if kill:
             thread = threading.Thread(target=kill_first, args=(out / "ledger",), daemon=True)
             thread.start()
-        settings = MapSettings((str(sem),), str(model), tile=64, confidence=True, probabilities=True, workers=2)
+        settings = MapSettings(
+            (str(sem),), str(model), tile=64, chunk=128, confidence=True, probabilities=True, workers=2
+        )
         (result,) = predict(settings, out).results
         assert result.complete
         np.testing.assert_array_equal(classes_of(out), classes_of(mapped.folder))
