@@ -142,6 +142,10 @@ def test_models_save_train_and_predict():
         {(2, 16, 24, 1): (2, 16, 24, 3)},
     )
     check_model(small_networks.resunet, {"num_outputs": 3, "filters": (4, 8)}, {(1, 16, 16, 1): (1, 16, 16, 3)})
+
+
+@slow
+def test_attention_and_transposed_convolutions():
     model = backbone_unet("resnet18", 3, 1, attention=True, upsampling="transpose", filters=(16, 8, 8, 4, 4))
     y = to_numpy(model(sample((1, 32, 64, 1)), training=False))
     assert y.shape == (1, 32, 64, 3)
@@ -181,7 +185,7 @@ def step(model, x, y):
     backend.compile_step(update, [*model.variables, *optimizer.variables])(x, y)
 
 
-@pytest.mark.parametrize("train_batch_norm", [True, False])
+@pytest.mark.parametrize("train_batch_norm", [True, pytest.param(False, marks=slow)])
 def test_a_frozen_encoder_keeps_its_kernels(train_batch_norm):
     model = backbone_linknet("resnet18", 2, 1)
     freeze_encoder(model, train_batch_norm=train_batch_norm)

@@ -226,6 +226,7 @@ def test_two_stages_and_frozen_encoder(tmp_path):
     assert backbone_unet("resnet18").name == "unet_resnet18"
 
 
+@pytest.mark.slow
 def test_every_sample_is_held_out_once(tmp_path):
     data = write_numbered(tmp_path / "data")
     command = ["mineral", "train", str(data), "-o", str(tmp_path / "out"), "--hold", "all", "--epochs", "1"]
