@@ -278,7 +278,7 @@ class VolumeTraining:
         share = np.concatenate(true).mean()
         if not 0 < share < 1:
             return 0.5
-        return round(float(np.clip(np.quantile(np.concatenate(found), 1 - share), 0.1, 0.9)), 3)
+        return round(float(np.clip(np.quantile(np.concatenate(found), 1 - share), 0.02, 0.98)), 3)
 
     def _loss(self, losses: Any) -> Any:
         name = self.settings.loss

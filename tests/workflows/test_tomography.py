@@ -170,7 +170,7 @@ def test_threshold_keeps_the_share_of_the_labels(data, tmp_path):
     assert card["decode"]["threshold"] == task.find_threshold(model)
     kernel, bias = model.layers[-1].get_weights()
     model.layers[-1].set_weights([kernel, bias + 1])  # more of everything: the threshold follows
-    assert card["decode"]["threshold"] + 0.1 < task.find_threshold(model) <= 0.9
+    assert card["decode"]["threshold"] + 0.1 < task.find_threshold(model) <= 0.98
 
 
 def test_presets():
