@@ -101,7 +101,7 @@ class AreaView:
     """
 
     def __init__(self, array: Any, factor: float):
-        self.array, self.factor = array, check_number("factor", factor, minimum=1)
+        self.array, self.factor = array, float(check_number("factor", factor, minimum=1))
         height, width = (max(1, int(n / factor + 0.5)) for n in array.shape[:2])
         self.shape = (height, width, *array.shape[2:])
         self.dtype = np.dtype(array.dtype if np.dtype(array.dtype).kind == "u" else np.float32)
