@@ -200,7 +200,7 @@ def _read(settings: TranslateSettings) -> tuple[dict[str, list[Any]], Any, dict[
         raise UserError("No image is left to train on. Use less validation, or another split.")
     if not parts[VALIDATION]:
         raise UserError("Nothing is held out: scores on training tiles say nothing. Use validation=0.2, or a split.")
-    rule, _ = mineral_train.normalize(mineral_train.TrainSettings(settings.data), parts[TRAIN])
+    rule, _ = mineral_train.normalize(mineral_train.TrainSettings(settings.data, normalization="fixed"), parts[TRAIN])
     return parts, table, rule
 
 
@@ -451,6 +451,9 @@ def _translate(folder: RunFolder) -> None:
     if "direction" not in card:
         raise FileError(asked.model, "is no translation.", "Use `mineral predict` for other networks.")
     predictor = Predictor(generator, card, fold=False)
+    stride = card["multiple_of"]
+    tile = -(-card["training"]["tile"] // stride) * stride  # normalization over other sizes would change the picture
+    view = {"tile": tile, "halo": tile // 4, "blend": "linear"}
     count = len(card["classes"])
     to_labels = card["direction"] == "labels"
     if to_labels and asked.real:
@@ -460,7 +463,7 @@ def _translate(folder: RunFolder) -> None:
         if to_labels:
             image = io.open_image(path)
             grey = np.atleast_3d(Normalizer.from_dict(card["normalization"])(np.asarray(io.read_grey(image))))
-            classes = predict_maps(predictor, grey).argmax(axis=-1).astype(np.uint8)
+            classes = predict_maps(predictor, grey, **view).argmax(axis=-1).astype(np.uint8)
             target = folder.file("masks", f"{name}.png")
             io.write_image(target, classes)
             return {"pixels": np.bincount(classes.ravel(), minlength=count)}, [target]
@@ -468,7 +471,7 @@ def _translate(folder: RunFolder) -> None:
         given: np.ndarray = np.where(classes < count, classes, 0)[..., np.newaxis].astype(np.float32)
         if generator.input_shape[-1] > 1:
             given = (classes[..., np.newaxis] == np.arange(count)).astype(np.float32)
-        grey = to_grey(predict_maps(predictor, given), card["signed"])
+        grey = to_grey(predict_maps(predictor, given, **view), card["signed"])
         files = [folder.file("train", f"made_{name}.tif"), folder.file("train_annot", f"made_{name}.png")]
         _write_grey(files[0], grey, card)
         io.write_image(files[1], classes)
@@ -531,7 +534,7 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
 
 
 def _normalizers(rule: dict[str, Any], images: Sequence[Any]) -> list[Normalizer]:
-    return mineral_train.normalize(mineral_train.TrainSettings("."), images, rule)[1]
+    return mineral_train.normalize(mineral_train.TrainSettings(".", normalization="fixed"), images, rule)[1]
 
 
 def _reporters(folder: RunFolder, epochs: int) -> list[Any]:
