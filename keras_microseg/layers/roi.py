@@ -343,6 +343,8 @@ class Detections(_BoxLayer):
         min_score: least probability of the class.
         iou_threshold: of the suppression within a class.
         deviations: factors of the deltas.
+        legacy: a proposal that is likelier background than anything else is none, as in the original; otherwise
+            `min_score` alone decides, which differs below 0.5.
 
     Call with proposals (B, N, 4), their validity (B, N), class logits (B, N, K) with background 0, and deltas
     (B, N, K, 4). Returns a dictionary of `boxes` (B, D, 4) within 0..1, `classes` (B, D) int32, `scores` (B, D),
@@ -356,20 +358,23 @@ class Detections(_BoxLayer):
         min_score: float = 0.5,
         iou_threshold: float = 0.5,
         deviations: Sequence[float] = DEVIATIONS,
+        legacy: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.max_outputs, self.min_score = max_outputs, min_score
+        self.max_outputs, self.min_score, self.legacy = max_outputs, min_score, legacy
         self.iou_threshold, self.deviations = iou_threshold, tuple(deviations)
 
     def call(self, proposals: Any, valid: Any, logits: Any, deltas: Any) -> dict[str, Any]:
         probabilities = ops.softmax(ops.cast(logits, "float32"), axis=-1)
-        objects = probabilities[..., 1:]  # from min_score 0.5 on the same as the likeliest class of all
+        objects = probabilities[..., 1:]
         classes = ops.cast(ops.argmax(objects, axis=-1), "int32") + 1
         scores = ops.max(objects, axis=-1)
         own = ops.sum(ops.one_hot(classes, logits.shape[-1], dtype="float32")[..., None] * deltas, axis=2)
         refined = clip_boxes(decode_boxes(own, proposals, self.deviations))
         good = ops.cast(scores >= self.min_score, "float32")
+        if self.legacy:
+            good = good * ops.cast(scores > probabilities[..., 0], "float32")
         good = good * ops.cast(valid, "float32") * ops.cast(has_area(refined), "float32")
         kept, found = non_maximum_suppression(refined, scores, good, self.iou_threshold, self.max_outputs, classes)
         return {
@@ -382,6 +387,6 @@ class Detections(_BoxLayer):
         }
 
     def get_config(self) -> dict[str, Any]:
-        names = ("max_outputs", "min_score", "iou_threshold")
+        names = ("max_outputs", "min_score", "iou_threshold", "legacy")
         config = {name: getattr(self, name) for name in names}
         return {**super().get_config(), **config, "deviations": list(self.deviations)}

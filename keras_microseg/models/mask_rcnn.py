@@ -123,7 +123,7 @@ class MaskRCNN(keras.Model):
             legacy=legacy,
         )
         self.detections = Detections(
-            settings.detections, settings.min_score, settings.detection_iou, settings.deviations
+            settings.detections, settings.min_score, settings.detection_iou, settings.deviations, legacy
         )
         align = {"tile_size": settings.tile_size, "samples": settings.roi_samples, "legacy": legacy}
         size = settings.canonical_size

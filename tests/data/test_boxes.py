@@ -74,7 +74,7 @@ def test_more_objects_than_slots_are_counted_and_told(caplog):
     anchors = np.concatenate(pyramid_anchors(96, (16, 32), (1.0,), (8, 16)))
     one = object_image_from_labels("crowded.tif", image, labels)
     data = tiles(one, max_instances=1, augment=NO_AUGMENTATION, tile=96, anchors=anchors)
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("WARNING", logger="keras_microseg"):
         (batch,) = data[0]
     assert data.lost == 4 and "crowded.tif" in caplog.text and "3 objects" in caplog.text
     assert (batch["classes"] > 0).sum() == 2
@@ -87,7 +87,7 @@ def test_regions_outside_and_of_no_area_are_left_out_and_told(caplog):
     outside = Region(np.array([(200, 200), (200, 210), (210, 210)], float))
     line = Region(np.array([(5, 5), (5, 5), (5, 5)], float), fill="centres")
     inside = Region(np.array([(10, 10), (10, 20), (20, 20), (20, 10)], float))
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("WARNING", logger="keras_microseg"):
         one = object_image("b.png", np.zeros((64, 64)), [outside, line, inside], [1, 1, 1])
     assert len(one.classes) == 1 and "b.png: 2 objects" in caplog.text
 
