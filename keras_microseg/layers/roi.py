@@ -367,14 +367,12 @@ class Detections(_BoxLayer):
 
     def call(self, proposals: Any, valid: Any, logits: Any, deltas: Any) -> dict[str, Any]:
         probabilities = ops.softmax(ops.cast(logits, "float32"), axis=-1)
-        objects = probabilities[..., 1:]
-        classes = ops.cast(ops.argmax(objects, axis=-1), "int32") + 1
-        scores = ops.max(objects, axis=-1)
+        first = 0 if self.legacy else 1
+        classes = ops.cast(ops.argmax(probabilities[..., first:], axis=-1), "int32") + first
+        scores = ops.max(probabilities[..., first:], axis=-1)
         own = ops.sum(ops.one_hot(classes, logits.shape[-1], dtype="float32")[..., None] * deltas, axis=2)
         refined = clip_boxes(decode_boxes(own, proposals, self.deviations))
-        good = ops.cast(scores >= self.min_score, "float32")
-        if self.legacy:
-            good = good * ops.cast(scores > probabilities[..., 0], "float32")
+        good = ops.cast(ops.logical_and(classes > 0, scores >= self.min_score), "float32")
         good = good * ops.cast(valid, "float32") * ops.cast(has_area(refined), "float32")
         kept, found = non_maximum_suppression(refined, scores, good, self.iou_threshold, self.max_outputs, classes)
         return {
