@@ -45,7 +45,8 @@ def run_pytest(part: str, extra: list[str], workers: int) -> dict[str, int]:
         if part != "arrays":  # the array half does not depend on the backend
             command += ["-m", "network and not slow and not gpu"]
         if workers > 1 and importlib.util.find_spec("xdist") is not None:
-            command += ["-n", str(workers), "--dist", "loadfile"]  # files stay whole: their fixtures are made once
+            # files stay whole: their fixtures are made once; a worker that dies ends the part instead of hanging it
+            command += ["-n", str(workers), "--dist", "loadfile", "--max-worker-restart", "0"]
         command += extra
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         counts = read_counts(report)
