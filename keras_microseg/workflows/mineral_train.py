@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from keras_microseg import io
-from keras_microseg.checks import FileError, UserError, check_choice
+from keras_microseg.checks import UserError, check_choice
 from keras_microseg.intensity import Normalizer, percentile_limits
 from keras_microseg.metrics.class_maps import counts_of
 from keras_microseg.metrics.pixel import Counts, confusion_matrix, iou
@@ -23,6 +23,7 @@ from keras_microseg.report.map_figures import training_figure
 from keras_microseg.tiling import round_up
 from keras_microseg.workflows.mineral_train_settings import PRESETS, TrainSettings, preset
 from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read_json, run_facts, write_json
+from keras_microseg.workflows.training_folders import refuse_other_training
 
 __all__ = ["PRESETS", "TrainSettings", "TrainedMapModel", "preset", "train"]
 
@@ -371,18 +372,7 @@ def _check_folder(out: Path, settings: TrainSettings, *, resume: bool, overwrite
         return
     if not path.is_file():
         return
-    if not resume:
-        raise FileError(out, "already holds a training.", "Use --resume, --overwrite, or another folder.")
-    earlier = read_json(path)
-    changed = [
-        f"{key}={earlier[key]!r} -> {value!r}"
-        for key, value in plain(settings).items()
-        if key in earlier and key not in ("epochs", "workers", "tensorboard") and earlier[key] != value
-    ]
-    if changed:
-        raise FileError(
-            out, f"holds a training with other settings ({'; '.join(changed)}).", "Repeat them, or --overwrite."
-        )
+    refuse_other_training(out, settings, resume=resume, free=("epochs", "workers", "tensorboard"))
 
 
 def _reporter(keras: Any, progress: Progress, epochs: int) -> Any:

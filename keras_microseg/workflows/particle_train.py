@@ -17,6 +17,7 @@ from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_choice, check_number
 from keras_microseg.io import annotations as notes
 from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read_json, run_facts, write_json
+from keras_microseg.workflows.training_folders import refuse_other_training
 
 logger = logging.getLogger(__name__)
 
@@ -493,15 +494,4 @@ def _claim(out: Path, settings: ParticleTrainSettings, *, resume: bool, overwrit
         for name in (MODEL, "train_settings.json"):
             (out / name).unlink(missing_ok=True)
         return
-    if not resume:
-        raise FileError(out, "already holds a training.", "Use --resume, --overwrite, or another folder.")
-    earlier = read_json(path)
-    changed = [
-        f"{key}={earlier[key]!r} -> {value!r}"
-        for key, value in plain(settings).items()
-        if key in earlier and earlier[key] != value
-    ]
-    if changed:
-        raise FileError(
-            out, f"holds a training with other settings ({'; '.join(changed)}).", "Repeat them, or --overwrite."
-        )
+    refuse_other_training(out, settings, resume=resume)

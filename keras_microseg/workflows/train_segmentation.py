@@ -14,6 +14,7 @@ import numpy as np
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_choice, check_number
 from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read_json, run_facts, write_json
+from keras_microseg.workflows.training_folders import refuse_other_training
 
 ARCHITECTURES = ("unet", "multires_unet")
 OUTPUTS = ("foreground", "boundary", "distance")
@@ -259,18 +260,7 @@ def _check_folder(out: Path, settings: TrainSettings, *, resume: bool, overwrite
     path = out / "train_settings.json"
     if not path.is_file() or (overwrite and not resume):
         return
-    if not resume:
-        raise FileError(out, "already holds a training.", "Use --resume, --overwrite, or another folder.")
-    earlier = read_json(path)
-    changed = [
-        f"{key}={earlier[key]!r} -> {value!r}"
-        for key, value in plain(settings).items()
-        if key in earlier and earlier[key] != value
-    ]
-    if changed:
-        raise FileError(
-            out, f"holds a training with other settings ({'; '.join(changed)}).", "Repeat them, or --overwrite."
-        )
+    refuse_other_training(out, settings, resume=resume)
 
 
 def _reporter(keras: Any, progress: Progress, epochs: int) -> Any:
