@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import importlib.util
 import os
@@ -25,6 +26,7 @@ NETWORK_IMPORT = re.compile(
     r"|import keras_microseg\.(?:backend|layers|losses|models|training|data|inference))",
     re.MULTILINE,
 )
+LOCAL_IMPORT = re.compile(r"^(?:from|import) (\w+)", re.MULTILINE)
 ARRAYS_ONLY = os.environ.get("MICROSEG_ARRAYS_ONLY") == "1"
 
 
@@ -49,10 +51,18 @@ if HAS_KERAS:
     backend.select()
 
 
+@functools.cache
+def imports_networks(path: Path) -> bool:
+    """Whether a module of the tests imports keras, itself or through a helper module beside this file."""
+    text = path.read_text(encoding="utf-8")
+    helpers = (ROOT / "tests" / f"{name}.py" for name in LOCAL_IMPORT.findall(text))
+    return bool(NETWORK_IMPORT.search(text)) or any(imports_networks(helper) for helper in helpers if helper.is_file())
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """Without keras, leave out the test modules that import it."""
     if not HAS_KERAS and collection_path.suffix == ".py" and collection_path.name.startswith("test_"):
-        if NETWORK_IMPORT.search(collection_path.read_text(encoding="utf-8")):
+        if imports_networks(collection_path):
             return True
     return None
 
@@ -60,12 +70,8 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test of a module that imports keras as `network`; without keras, skip the tests so marked."""
-    imports: dict[Path, bool] = {}
     for item in items:
-        if item.path not in imports:
-            text = item.path.read_text(encoding="utf-8")
-            imports[item.path] = bool(NETWORK_IMPORT.search(text)) or 'importorskip("keras")' in text
-        if imports[item.path]:
+        if imports_networks(item.path) or 'importorskip("keras")' in item.path.read_text(encoding="utf-8"):
             item.add_marker("network")
     if HAS_KERAS:
         return
