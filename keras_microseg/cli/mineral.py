@@ -120,10 +120,14 @@ def train(
         "keras-microseg mineral evaluate MODEL/model.keras TILES --out SCORES",
         "keras-microseg mineral evaluate MAPS DATA --part all --out SCORES",
         "keras-microseg mineral evaluate map.tif truth.png --palette classes.csv --out SCORES",
+        "keras-microseg mineral evaluate MAP/classes.ome.tif TILES --out SCORES",
     )
 )
 def evaluate(
-    predicted: Annotated[Path, typer.Argument(help="A .keras file of `mineral train`, or class maps (folder, file).")],
+    predicted: Annotated[
+        Path,
+        typer.Argument(help="A .keras file of `mineral train`, class maps, or a map of the tiled image."),
+    ],
     truth: Annotated[Path, typer.Argument(help="Data folder as for `mineral train`, or class maps alone.")],
     out: Out,
     part: Annotated[str, typer.Option(help="held-out, train, validation, test or all.")] = "held-out",

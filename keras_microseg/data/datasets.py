@@ -6,10 +6,7 @@ the batches it would have seen.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,10 +16,8 @@ from keras_microseg.checks import FileError, UserError, check_number, standardiz
 from keras_microseg.data.augment import NO_AUGMENTATION, AugmentSettings, crop_pair, vary_grey
 from keras_microseg.data.targets import MAPS, instance_maps
 from keras_microseg.intensity import percentile_limits, stretch
-from keras_microseg.io.pairing import match_names
+from keras_microseg.io.pairing import Pair
 from keras_microseg.simulation import simulate_micrograph
-
-log = logging.getLogger(__name__)
 
 
 class SeededDataset(keras.utils.PyDataset):
@@ -125,51 +120,6 @@ class Mixture(SeededDataset):
 
     def sample(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         return self.parts[rng.choice(len(self.parts), p=self._shares)].sample(rng)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """An image file and its label (or mask) file."""
-
-    image: Path
-    labels: Path
-
-
-def pair_files(images: str | Path, labels: str | Path | None = None) -> list[Pair]:
-    """Match images with labels by file name.
-
-    Args:
-        images: folder of images; or a folder with `images/` and `labels/` (or `masks/`) inside, when `labels` is None.
-        labels: folder of label images or masks, named as their images, with or without an ending such as `_mask` or
-            `_labels`, see `io.pairing.match_names`.
-
-    Returns:
-        Pairs in natural order. Images without labels are left out and counted in the log.
-
-    Raises:
-        UserError: no folder with labels, or no pair at all.
-    """
-    images = Path(images)
-    if labels is None:
-        for name in ("labels", "masks"):
-            if (images / "images").is_dir() and (images / name).is_dir():
-                images, labels = images / "images", images / name
-                break
-        else:
-            raise UserError(
-                f"{images}: needs the folders images/ and labels/ (or masks/) inside; or name both folders."
-            )
-    found = io.find_images(images)
-    partners = match_names(found, io.find_images(labels))
-    pairs = [Pair(path, partner) for path, partner in partners.items() if partner is not None]
-    if not pairs:
-        raise UserError(
-            f"No image in {images} has a label image of the same name in {labels}. "
-            "Name them alike, for example images/a.tif and labels/a.tif."
-        )
-    if len(pairs) < len(found):
-        log.warning("%d of %d images have no label image and are left out.", len(found) - len(pairs), len(found))
-    return pairs
 
 
 class LabelledImages(SeededDataset):

@@ -19,10 +19,10 @@ import numpy as np
 
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_choice, check_number
-from keras_microseg.data.datasets import pair_files
 from keras_microseg.data.map_tiles import TEST, TRAIN, VALIDATION
 from keras_microseg.image import PixelSize
 from keras_microseg.io.annotations.splits import cut_blocks, split_images
+from keras_microseg.io.pairing import pair_files
 from keras_microseg.io.palettes import IGNORE, Mineral, Palette, read_mineral_map, read_palette
 
 log = logging.getLogger(__name__)

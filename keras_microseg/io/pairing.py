@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from keras_microseg.checks import UserError
+from keras_microseg.io.files import find_images
+
+log = logging.getLogger(__name__)
 
 _ENDINGS = re.compile(
     r"[ _.-]*(?:cp_masks|masks?|labels?|labelled|segmentation|segmap|seg|prediction|predicted|pred|gt|truth"
@@ -39,6 +44,51 @@ def match_names(files: Iterable[Path], partners: Iterable[Path]) -> dict[Path, P
             raise UserError(f"{path}: more than one file could belong to it ({names}). Rename or remove the others.")
         found[path] = others[0] if others else None
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An image file and its label (or mask) file."""
+
+    image: Path
+    labels: Path
+
+
+def pair_files(images: str | Path, labels: str | Path | None = None) -> list[Pair]:
+    """Match images with labels by file name.
+
+    Args:
+        images: folder of images; or a folder with `images/` and `labels/` (or `masks/`) inside, when `labels` is None.
+        labels: folder of label images or masks, named as their images, with or without an ending such as `_mask` or
+            `_labels`, see `io.pairing.match_names`.
+
+    Returns:
+        Pairs in natural order. Images without labels are left out and counted in the log.
+
+    Raises:
+        UserError: no folder with labels, or no pair at all.
+    """
+    images = Path(images)
+    if labels is None:
+        for name in ("labels", "masks"):
+            if (images / "images").is_dir() and (images / name).is_dir():
+                images, labels = images / "images", images / name
+                break
+        else:
+            raise UserError(
+                f"{images}: needs the folders images/ and labels/ (or masks/) inside; or name both folders."
+            )
+    found = find_images(images)
+    partners = match_names(found, find_images(labels))
+    pairs = [Pair(path, partner) for path, partner in partners.items() if partner is not None]
+    if not pairs:
+        raise UserError(
+            f"No image in {images} has a label image of the same name in {labels}. "
+            "Name them alike, for example images/a.tif and labels/a.tif."
+        )
+    if len(pairs) < len(found):
+        log.warning("%d of %d images have no label image and are left out.", len(found) - len(pairs), len(found))
+    return pairs
 
 
 def _index(paths: list[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:

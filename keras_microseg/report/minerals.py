@@ -34,6 +34,7 @@ class MineralRecord:
         registration: errors and facts of the registration, or None; pictures by caption.
         confusion: (K, K) pixels true x predicted of held-out tiles, or None.
         scores: table of scores per class, or None.
+        errors_link: page with all scores, relative to this one, or None.
         method: how the map was made, in words.
         facts: what the numbers rest on, for the last section.
         warnings: what a reader should know.
@@ -52,6 +53,7 @@ class MineralRecord:
     registration_pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     confusion: np.ndarray | None = None
     scores: pd.DataFrame | None = None
+    errors_link: str | None = None
     method: str = ""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     warnings: Sequence[str] = ()
@@ -282,5 +284,9 @@ def _errors(record: MineralRecord) -> Section | None:
         )
     ]
     if record.scores is not None:
-        blocks.append(Table(record.scores, "Scores on held-out tiles", 3))
+        caption = "Scores on held-out tiles; IoU with 95 % intervals from tiles drawn with replacement"
+        blocks.append(Table(record.scores, caption, 3))
+    if record.errors_link:
+        target = html.escape(record.errors_link, quote=True)
+        blocks.append(Widget(f'<p><a href="{target}">Held-out tiles beside their truth, all scores</a></p>'))
     return Section("Errors of classification", blocks)

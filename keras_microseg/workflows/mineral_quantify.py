@@ -39,7 +39,8 @@ class QuantifySettings:
         classes: palette of these numbers (`classes.csv`): names, densities, micro-porosities. Classes called background
             or outside do not belong to the sample.
         clean_dir: folder of `mineral clean`, whose disc bounds the sample; None = the whole map.
-        confusion: JSON of `map_confusion` (pixels true x predicted, for each region): shares are corrected by it.
+        confusion: `confusion.json` of `mineral evaluate` (pixels true x predicted, for each region), by which shares
+            are corrected.
         correction: how, see `composition.correct_shares`.
         references: CSV files with the columns `class, fraction` (0 to 1; `porosity` counts as a class) and optionally
             `method`, such as QEMSCAN, XRD, helium.
@@ -161,6 +162,15 @@ def open_numbers(path: str | os.PathLike, *, pixel_size: str | None = None) -> I
     """The numbers stored in an image, or in the store of `mineral predict`, unread."""
     stored = Path(path) / "labels" / "classes"
     return io.open_image(stored if stored.is_dir() else path, raw_palette=True, pixel_size=pixel_size)
+
+
+def find_map(path: str | os.PathLike) -> Path | None:
+    """The map of classes that a path means: a file or store itself, or one in a folder of `mineral predict`."""
+    path = Path(path)
+    if path.is_file() or (path / "labels" / "classes").is_dir():
+        return path
+    return next((path / name for name in ("classes.ome.tif", "map.ome.zarr", "classes.tif") if (path / name).exists()),
+                None)  # fmt: skip
 
 
 class _Renumbered(LazyArray):
@@ -352,36 +362,3 @@ def _grains(folder: RunFolder) -> None:
     )  # fmt: skip
     io.write_table(folder.file("grains.csv"), found, facts={"map": asked.class_map})
     io.write_table(folder.file("grain_sizes.csv"), grains.grain_summary(found, seed=asked.seed), facts={})
-
-
-def map_confusion(
-    predicted: Any, truth: Any, windows: list[tuple[slice, slice]], names: list[str], path: str | os.PathLike
-) -> np.ndarray:
-    """Count true x predicted pixels in windows of two maps, and write them for `quantify`.
-
-    Args:
-        predicted: (H, W) class numbers, array or lazy array.
-        truth: (H, W) class numbers; others than 0 to K - 1 do not count.
-        windows: held-out places, each a region of its own.
-        names: of the K classes.
-        path: of the JSON file.
-
-    Returns:
-        (V, K, K) pixels.
-
-    Raises:
-        UserError: maps of different shape, or no window with known pixels.
-    """
-    if tuple(predicted.shape) != tuple(truth.shape):
-        raise UserError(f"Prediction and truth must have one shape. Received: {predicted.shape} and {truth.shape}")
-    count, regions = len(names), []
-    for window in windows:
-        one, other = np.asarray(truth[window]).astype(np.int64), np.asarray(predicted[window])
-        known = (one < count) & (other < count)
-        if known.any():
-            pairs = np.bincount(one[known] * count + other[known], minlength=count**2)
-            regions.append(pairs.reshape(count, count))
-    if not regions:
-        raise UserError("No validation window holds known pixels.")
-    write_json(path, {"classes": names, "rows": "true", "columns": "predicted", "regions": np.array(regions)})
-    return np.array(regions)

@@ -12,8 +12,8 @@ import pandas as pd
 from keras_microseg import io
 from keras_microseg.checks import FileError
 from keras_microseg.io.palettes import read_palette
-from keras_microseg.metrics import pixel
 from keras_microseg.report.minerals import MineralRecord, write_mineral_page
+from keras_microseg.workflows.mineral_evaluate import CLASSES, CONFUSION, METHOD
 from keras_microseg.workflows.mineral_quantify import QUANTITIES, QuantifySettings, open_class_map
 from keras_microseg.workflows.steps import read_json
 
@@ -108,15 +108,11 @@ def _of_run(run_dir: Path, names: list[str], shape: tuple[int, ...], page_dir: P
             for name, caption in captions.items()
             if (run_dir / "register" / name).is_file()
         }
-    confusion = run_dir / "evaluate" / "confusion.json"
-    if confusion.is_file():
-        table = np.array(read_json(confusion)["regions"]).sum(axis=0)
-        found["confusion"] = table
-        found["scores"] = scores(table, names)
-        baseline = run_dir / "evaluate" / "baseline.json"
-        if baseline.is_file():
-            other = scores(np.array(read_json(baseline)["regions"]).sum(axis=0), names)
-            found["scores"].insert(2, "IoU of thresholds", other["IoU"])
+    if (run_dir / "evaluate" / CONFUSION).is_file():
+        found["confusion"] = np.array(read_json(run_dir / "evaluate" / CONFUSION)["regions"]).sum(axis=0)
+        found["scores"] = scores(run_dir / "evaluate")
+        if (run_dir / "evaluate" / "report.html").is_file():
+            found["errors_link"] = Path(os.path.relpath(run_dir / "evaluate" / "report.html", page_dir)).as_posix()
     for viewer in ("maps/view/index.html", "view/index.html"):
         if (run_dir / viewer).is_file():
             found["zoom_link"] = Path(os.path.relpath(run_dir / viewer, page_dir)).as_posix()
@@ -124,18 +120,22 @@ def _of_run(run_dir: Path, names: list[str], shape: tuple[int, ...], page_dir: P
     return found
 
 
-def scores(table: np.ndarray, names: list[str]) -> pd.DataFrame:
-    """IoU, precision and recall of each class, and their means, from pixels (K, K) true x predicted."""
-    counts = pixel.counts_of(table)
-    columns = {
-        "IoU": pixel.iou(counts, "none"),
-        "precision": pixel.precision(counts, "none"),
-        "recall": pixel.recall(counts, "none"),
-    }
-    out = pd.DataFrame({"class": names, **columns})
-    out.loc[len(out)] = ["mean", *(float(np.nanmean(v)) for v in columns.values())]
-    out.insert(4, "true pixels", [*table.sum(axis=1), int(table.sum())])
-    return out
+def scores(folder: Path) -> pd.DataFrame:
+    """Scores of each class and their means over the classes that occur, from a folder of `mineral evaluate`; other
+    methods by their IoU.
+    """
+    classes, overall = pd.read_csv(folder / CLASSES), pd.read_csv(folder / "scores.csv").set_index("method")
+    methods = {method: part.set_index("class") for method, part in classes.groupby("method", sort=False)}
+    own = methods.pop(METHOD)
+    table = {"IoU": own["iou"], "from": own["iou_low"], "to": own["iou_high"]}
+    table |= {f"IoU of {method}": part["iou"] for method, part in methods.items()}
+    table |= {"precision": own["precision"], "recall": own["recall"], "true %": 100 * own["true_fraction"]}
+    out = pd.DataFrame(table)
+    occurs = own["true_fraction"] > 0
+    out.loc["mean"] = out[occurs].mean()
+    out.loc["mean", ["from", "to"]] = overall.loc[METHOD, ["mean_iou_low", "mean_iou_high"]].to_numpy()
+    out.loc["mean", "true %"] = out["true %"][:-1].sum()
+    return out.rename_axis("class").reset_index()
 
 
 def _as_bytes(grey: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from keras_microseg.io.palettes import read_palette
 from keras_microseg.segmentation.grey_classes import GreyClasses, GreyClassified, fit_grey_classes
 from keras_microseg.workflows import (
     mineral_clean,
+    mineral_evaluate,
     mineral_quantify,
     mineral_register,
     mineral_report,
@@ -122,9 +123,8 @@ def run(
         raise FileError(settings.mineral_map, "does not exist.", "Check the path and the spelling.")
     folder = RunFolder(out, settings, command="mineral run", resume=resume, overwrite=overwrite, progress=progress)
     steps = [Step("clean", _clean), Step("register", _register), Step("masks", _masks), Step("tiles", _tiles)]
-    steps += [Step("fit thresholds", _fit)]
     if settings.method == "thresholds":
-        steps += [Step("predict", _predict_thresholds)]
+        steps += [Step("fit thresholds", _fit), Step("predict", _predict_thresholds)]
     else:
         steps += [Step("train", _train), Step("predict", _predict_network), Step("view", _view)]
     steps += [Step("evaluate", _evaluate), Step("quantify", _quantify), Step("report", _report, always=True)]
@@ -164,29 +164,25 @@ def _listed(folder: RunFolder, part: str) -> list[dict[str, Any]]:
     return [tile for tile in read_json(folder.path / "tiles" / mineral_tiles.TILES)["tiles"] if tile["part"] == part]
 
 
-def _names(folder: RunFolder) -> list[str]:
-    return read_json(folder.path / "tiles" / mineral_tiles.TILES)["classes"]
+def fit_thresholds(run_dir: Path) -> GreyClasses:
+    """Thresholds from the training tiles of a run."""
+    tiles = run_dir / "tiles"
+    facts = read_json(tiles / mineral_tiles.TILES)
+    pairs = (
+        (io.open_image(tiles / tile["image"]).read(), io.open_image(tiles / tile["mask"], raw_palette=True).read())
+        for tile in facts["tiles"]
+        if tile["part"] == "train"
+    )
+    return fit_grey_classes(pairs, len(facts["classes"]))
 
 
 def _fit(folder: RunFolder) -> None:
-    """Thresholds: the method, or the baseline beside a network."""
-    tiles = folder.path / "tiles"
-    pairs = (
-        (io.open_image(tiles / tile["image"]).read(), io.open_image(tiles / tile["mask"], raw_palette=True).read())
-        for tile in _listed(folder, "train")
-    )
-    found = fit_grey_classes(pairs, len(_names(folder)))
-    write_json(folder.file("thresholds.json"), found.to_dict())
-
-
-def read_thresholds(run_dir: Path) -> GreyClassified:
-    """The map that thresholds give, for the folder of a run, made while it is read."""
-    image = io.open_image(run_dir / "clean" / mineral_clean.SEM)
-    return GreyClassified(image.data, GreyClasses.from_dict(read_json(run_dir / "thresholds.json")))
+    write_json(folder.file("thresholds.json"), fit_thresholds(folder.path).to_dict())
 
 
 def _predict_thresholds(folder: RunFolder) -> None:
-    image, classified = io.open_image(folder.path / "clean" / mineral_clean.SEM), read_thresholds(folder.path)
+    image = io.open_image(folder.path / "clean" / mineral_clean.SEM)
+    classified = GreyClassified(image.data, GreyClasses.from_dict(read_json(folder.path / "thresholds.json")))
     io.check_disk_space(folder.path, classified.nbytes, "the map")
     write_tiff(folder.file("maps", "classes.tif"), classified, "YX", image.pixel_size)
 
@@ -224,35 +220,24 @@ def _view(folder: RunFolder) -> None:
 
 def map_path(run_dir: Path) -> Path:
     """The map of classes in the folder of a run."""
-    maps = run_dir / "maps"
-    for name in ("classes.ome.tif", "map.ome.zarr", "classes.tif"):
-        if (maps / name).exists():
-            return maps / name
-    raise FileError(maps, "holds no map of classes.", "Run the step again with --overwrite.")
+    found = mineral_quantify.find_map(run_dir / "maps")
+    if found is None:
+        raise FileError(run_dir / "maps", "holds no map of classes.", "Run the step again with --overwrite.")
+    return found
 
 
 def _evaluate(folder: RunFolder) -> None:
-    """Errors on the held-out tiles, of the map and of the thresholds."""
-    truth = io.open_image(folder.path / "masks" / mineral_register.MASK).data
-    facts = read_json(folder.path / "tiles" / mineral_tiles.TILES)
-    edge, reduce = facts["tile"], facts["reduce"]
-    places = _listed(folder, "validation") + _listed(folder, "test")
-    if not places:
+    """Errors on the held-out tiles, beside those of methods without a network."""
+    if not _listed(folder, "validation") + _listed(folder, "test"):
         return
-    windows = [tuple(slice(o * reduce, (o + edge) * reduce) for o in tile["origin"]) for tile in places]
-    predicted = mineral_quantify.open_numbers(map_path(folder.path)).data
-    mineral_quantify.map_confusion(
-        predicted, truth, windows, facts["classes"], folder.file("evaluate", "confusion.json")
-    )
-    if folder.settings.method != "thresholds":
-        baseline = read_thresholds(folder.path)
-        path = folder.file("evaluate", "baseline.json")
-        mineral_quantify.map_confusion(baseline, truth, windows, facts["classes"], path)
+    edge = read_json(folder.path / "tiles" / mineral_tiles.TILES)["tile"]
+    settings = mineral_evaluate.EvaluateSettings(str(map_path(folder.path)), str(folder.path / "tiles"), block=edge)
+    mineral_evaluate.evaluate(settings, folder.directory("evaluate"), **_options(folder))
 
 
 def _quantify(folder: RunFolder) -> None:
     asked = folder.settings
-    confusion = folder.path / "evaluate" / "confusion.json"
+    confusion = folder.path / "evaluate" / mineral_evaluate.CONFUSION
     settings = mineral_quantify.QuantifySettings(
         str(map_path(folder.path)), str(folder.path / "tiles" / mineral_tiles.CLASSES), str(folder.path / "clean"),
         **{

@@ -241,7 +241,7 @@ def load_data(settings: ParticleTrainSettings) -> tuple[list[Any], tuple[str, ..
         UserError: no annotation is found, or none that has an image.
     """
     from keras_microseg.data.boxes import load_objects, object_image_from_labels, read_channels
-    from keras_microseg.data.datasets import pair_files
+    from keras_microseg.io.pairing import pair_files
 
     folder, source = Path(settings.data), settings.annotations
     images = folder / "images" if (folder / "images").is_dir() else folder

@@ -136,7 +136,8 @@ def train(
     import keras
 
     from keras_microseg import losses, models
-    from keras_microseg.data.datasets import LabelledImages, pair_files
+    from keras_microseg.data.datasets import LabelledImages
+    from keras_microseg.io.pairing import pair_files
     from keras_microseg.training import supervised
     from keras_microseg.training.previews import PreviewPictures
     from keras_microseg.training.schedules import OptimizerSettings

@@ -23,9 +23,11 @@ import pandas as pd
 
 from keras_microseg import io
 from keras_microseg.metrics.pixel import confusion_matrix, counts_of, iou
+from keras_microseg.segmentation.grey_classes import GreyClassified
 from keras_microseg.simulation.rock_files import write_rock
 from keras_microseg.simulation.rocks import MINERALS, RockSettings
 from keras_microseg.workflows import mineral_run
+from keras_microseg.workflows.mineral_clean import SEM
 from keras_microseg.workflows.mineral_quantify import open_numbers
 from keras_microseg.workflows.steps import read_json
 
@@ -66,7 +68,8 @@ def main() -> None:
         registration = read_json(run / "register" / "registration.json")
         truth = rock.classes[...]
         found = true_iou(truth, open_numbers(mineral_run.map_path(run)).read())
-        thresholds = true_iou(truth, mineral_run.read_thresholds(run)[...])
+        grey = io.open_image(run / "clean" / SEM).data
+        thresholds = true_iou(truth, GreyClassified(grey, mineral_run.fit_thresholds(run))[...])
         fractions = pd.read_csv(run / "tables" / "fractions.csv", comment="#").set_index("class")
         exact = pd.Series(rock.fractions())
         inside = (fractions["low"] <= exact) & (exact <= fractions["high"])

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 keras = pytest.importorskip("keras")
 from keras_microseg.checks import FileError, UserError  # noqa: E402
 from keras_microseg.data.augment import AugmentSettings, crop_pair, vary_grey  # noqa: E402
-from keras_microseg.data.datasets import LabelledImages, SimulatedMicrographs, pair_files  # noqa: E402
+from keras_microseg.data.datasets import LabelledImages, SimulatedMicrographs  # noqa: E402
+from keras_microseg.io.pairing import pair_files  # noqa: E402
 
 pytestmark = pytest.mark.network
 

@@ -14,7 +14,7 @@ from keras_microseg.checks import FileError, UserError
 from keras_microseg.cli import app
 from keras_microseg.io.palettes import IGNORE, read_palette
 from keras_microseg.registration import Transform
-from keras_microseg.workflows import mineral_clean, mineral_quantify, mineral_register, mineral_run, mineral_tiles
+from keras_microseg.workflows import mineral_clean, mineral_register, mineral_run, mineral_tiles
 from keras_microseg.workflows.mineral_clean import CleanSettings, clean
 from keras_microseg.workflows.mineral_quantify import QuantifySettings, quantify
 from keras_microseg.workflows.mineral_register import MaskSettings, RegisterSettings, masks, register
@@ -237,8 +237,6 @@ def test_maps_that_do_not_fit_their_classes(prepared, tmp_path):
     good = str(folder / "masks" / "mask.tif")
     with pytest.raises(FileError, match="outside 0 to 1"):
         quantify(QuantifySettings(good, classes, references=(str(tmp_path / "lab.csv"),)), tmp_path / "c")
-    with pytest.raises(UserError, match="one shape"):
-        mineral_quantify.map_confusion(np.zeros((3, 3)), np.zeros((3, 4)), [], ["a"], tmp_path / "x.json")
 
 
 def test_a_micrograph_that_fills_the_image_starts_from_its_extent(tmp_path):

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 
 from keras_microseg import io
-from keras_microseg.workflows import mineral_quantify, mineral_run
+from keras_microseg.checks import FileError
+from keras_microseg.image import PixelSize
+from keras_microseg.workflows import mineral_evaluate, mineral_quantify, mineral_run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mineral_pair import write_pair
@@ -41,11 +43,21 @@ def test_from_the_pair_to_the_report_with_a_network(tmp_path):
     known = io.open_image(out / "tiles" / held[0]["mask"]).read() != 255
     counts = np.sum(found["regions"][0], axis=0)
     np.testing.assert_array_equal(counts, np.bincount(window[known], minlength=6))
-    assert (out / "evaluate" / "baseline.json").is_file()
+    scores = pd.read_csv(out / "evaluate" / "scores.csv")["method"].tolist()
+    assert scores == ["prediction", "best thresholds", "random forest"]
     fractions = pd.read_csv(out / "tables" / "fractions.csv", comment="#")
     assert fractions["share"].sum() == pytest.approx(1)
     page = (out / "report.html").read_text()
-    assert "IoU of thresholds" in page and "A network was trained" in page
+    assert "IoU of random forest" in page and "A network was trained" in page
+    # the map of another micrograph, or at other pixels
+    sides = {"other.tif": (predicted.read()[:500], "0.5um"), "coarse.tif": (predicted.read(), "1um")}
+    for name, (numbers, edge) in sides.items():
+        io.write_image(tmp_path / name, numbers, axes="YX", pixel_size=PixelSize.parse(edge, 2))
+    for name, message in (("other.tif", "tiles reach to"), ("coarse.tif", "pixels 2 times as large")):
+        with pytest.raises(FileError, match=message):
+            mineral_evaluate.evaluate(
+                mineral_evaluate.EvaluateSettings(str(tmp_path / name), str(out / "tiles")), tmp_path / f"{name}_scores"
+            )
     # started again, nothing is done twice
     trained = (out / "model" / "model.keras").stat().st_mtime_ns
     mineral_run.run(settings(tmp_path), tmp_path / "out", resume=True)
