@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def _open_tiff(path: str, *, series: int, dataset: str | None) -> Opened:
             raise FileError(path, "holds no image.", "Copy or export the file again.")
         check_number("series", series, minimum=0, maximum=number - 1, integer=True)
         chosen = tif.series[series]
-        shape, axes = tuple(chosen.get_shape(False)), chosen.get_axes(False)
+        shape, axes = _shape_and_axes(chosen)
         page = chosen.keyframe
         if chosen.dtype is None:
             raise FileError(path, "has pixels of an unknown type.", "Save it as 8, 16 or 32 bit TIFF.")
@@ -108,14 +109,19 @@ def _open_tiff(path: str, *, series: int, dataset: str | None) -> Opened:
         return Opened(data, axes, found, palette, white_is_zero=page.photometric == 0)
 
 
+def _shape_and_axes(series: Any) -> tuple[tuple[int, ...], str]:
+    """Of a TIFF series, with axes of length 1 where this version of tifffile tells them."""
+    if hasattr(series, "get_shape"):
+        return tuple(series.get_shape(False)), series.get_axes(False)
+    return tuple(series.shape), series.axes
+
+
 def _check_complete(path: str, series: Any, tif: Any) -> None:
     """Refuse a TIFF whose pixels do not lie inside the file."""
     size = tif.filehandle.size
     end = 0
     if series.dataoffset is not None:
-        end = (
-            series.dataoffset + int(np.prod(series.get_shape(False), dtype=np.int64)) * np.dtype(series.dtype).itemsize
-        )
+        end = series.dataoffset + math.prod(series.shape) * np.dtype(series.dtype).itemsize
     elif not getattr(series, "is_multifile", False):
         for page in series.pages:
             if page is not None and page.dataoffsets:

@@ -97,7 +97,7 @@ def make_settings(arguments: argparse.Namespace, out: Path):
         from keras_microseg.workflows.simulate_cathodes import CathodeRun, simulate_cathodes
 
         data = out / "data"
-        if not data.exists():
+        if not (data / "objects.csv").exists():  # the last file written
             run = CathodeRun(40, CathodeSettings(shape=(1, 384, 384), seed=arguments.seed), "70nm", "zarr")
             simulate_cathodes(run, data)
         settings = ParticleTrainSettings.of_preset(str(data), arguments.preset, **options)
