@@ -161,6 +161,29 @@ def test_deep_supervision_weighs_levels():
     check_loss(losses.DeepSupervision(losses.SoftDice(), 1, decay=0.5), y, p, (parts[0] + 0.5 * parts[1]) / 1.5)
 
 
+def test_losses_on_the_grid_of_coarser_labels():
+    """Labels of 2 x 2 pixels: outlines inside of them cost nothing, another composition does; ignored ones are out."""
+    coarse = np.eye(3, dtype="f")[np.random.default_rng(0).integers(0, 3, (2, 3, 4))]
+    y = coarse.repeat(2, 1).repeat(2, 2)
+    p = sample((2, 6, 8, 3), 3) ** 2 + 0.05
+    p /= p.sum(axis=-1, keepdims=True)
+    means = p.reshape(2, 3, 2, 4, 2, 3).mean(axis=(2, 4))
+    loss, grid = losses.DiceFocal([0.5, 1.0, 1.5]), losses.LabelGrid(losses.DiceFocal([0.5, 1.0, 1.5]), 2)
+    check_loss(grid, y, p, float(loss(coarse, means)))
+    moved = p.reshape(2, 3, 2, 4, 2, 3)[:, :, ::-1, :, ::-1].reshape(p.shape)
+    assert float(grid(y, moved)) == pytest.approx(float(grid(y, p)), rel=1e-5)
+    # the right half of a square is not known: its left half counts
+    weight = np.ones((2, 6, 8, 1), "f")
+    weight[:, :, 1::2] = 0
+    left = p.reshape(2, 3, 2, 4, 2, 3)[:, :, :, :, 0].mean(axis=2)
+    check_loss(grid, np.concatenate([y * weight, weight], -1), p, float(loss(coarse, left)))
+    weight[:, :2] = 0  # nor the first row of squares at all
+    expected = float(loss(coarse[:, 1:], left[:, 1:]))
+    check_loss(grid, np.concatenate([y * weight, weight], -1), p, expected)
+    with pytest.raises(UserError, match="multiples of 2"):
+        grid(y[:, :5], p[:, :5])
+
+
 def test_scores_leave_out_ignored_pixels():
     y, p = (sample((2, 4, 4, 1), 1) > 0.5).astype("float32"), sample((2, 4, 4, 1), 2)
     weight = np.zeros_like(y)

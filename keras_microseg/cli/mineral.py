@@ -38,6 +38,8 @@ Groups = Annotated[Path | None, typer.Option("--groups", help='JSON of merged cl
         "keras-microseg mineral train DATA --out MODEL --split leave-one-out --hold sample3",
         "keras-microseg mineral train DATA --out MODELS --hold all",
         "keras-microseg mineral train DATA --out MODEL --set optimizer.learning_rate=1e-3 --set epochs=40",
+        "keras-microseg mineral train DATA --out MODEL --architecture two_branch --set tile=256",
+        "keras-microseg mineral train TILES --out MODEL --set label_grid=4 --set deep_supervision=2",
     )
 )
 def train(
@@ -46,7 +48,7 @@ def train(
     preset: Annotated[str, typer.Option(help="cpu (small, minutes), gpu (wide), paper (as the source).")] = "cpu",
     architecture: Annotated[
         str | None,
-        typer.Option(help="unet, linknet, multires_unet, resunet, custom_unet, segnet or custom."),
+        typer.Option(help="unet, linknet, two_branch, multires_unet, resunet, custom_unet, segnet or custom."),
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Encoder of unet and linknet: resnet18, vgg16, efficientnetb3, ...; none.")

@@ -95,7 +95,7 @@ def open_volume_predictor(
     """
     backend.select()
     from keras_microseg.models import saving
-    from keras_microseg.models.unet3d import main_maps
+    from keras_microseg.models.deep_supervision import main_maps
 
     source = None
     if isinstance(model, str | Path):

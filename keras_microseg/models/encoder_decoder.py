@@ -18,10 +18,13 @@ from keras_microseg.checks import UserError, check_choice, check_number
 from keras_microseg.layers.scaling import check_size
 from keras_microseg.models import small_networks
 from keras_microseg.models.backbones import backbone as make_backbone
+from keras_microseg.models.deep_supervision import check_levels, coarse_maps, join_maps
 from keras_microseg.models.multires_unet import multires_unet
+from keras_microseg.models.two_branch import two_branch
 from keras_microseg.models.unet import unet
 
-ARCHITECTURES = ("unet", "linknet", "multires_unet", "resunet", "custom_unet", "segnet", "custom")
+ARCHITECTURES = ("unet", "linknet", "two_branch", "multires_unet", "resunet", "custom_unet", "segnet", "custom")
+SUPERVISED = ("unet", "linknet")  # whose coarser decoder levels can be trained too
 UPSAMPLINGS = ("nearest", "transpose")
 DECODER_FILTERS = (256, 128, 64, 32, 16)
 _MOMENTUM = 0.95  # Keras' 0.99 lags behind a training of a few hundred steps
@@ -37,6 +40,7 @@ def class_map_network(
     encoder_weights: str | os.PathLike | None = None,
     filters: Sequence[int] | int | None = None,
     dropout: float = 0.0,
+    deep_supervision: int = 0,
     input_size: int | None = None,
 ) -> keras.Model:
     """A network (N, H, W, channels) in 0..1 -> (N, H, W, num_classes) float32 probabilities that sum to 1.
@@ -47,9 +51,11 @@ def class_map_network(
         channels: of the image.
         backbone: encoder of "unet" and "linknet", see `models.backbones`.
         encoder_weights: of the backbone.
-        filters: widths, finest first ("unet" without backbone, "resunet"); of the first level (the small networks); of
-            the decoder, coarsest first ("unet" with backbone). None = the usual ones.
+        filters: widths, finest first ("unet" without backbone, "two_branch", "resunet"); of the first level (the small
+            networks); of the decoder, coarsest first ("unet" with backbone). None = the usual ones.
         dropout: share of channels dropped before the last layer, in training.
+        deep_supervision: number of coarser decoder levels with results of their own, as further channels, for "unet"
+            and "linknet"; see `models.deep_supervision`.
         input_size: only checked: an edge that the network must take.
 
     Raises:
@@ -61,13 +67,17 @@ def class_map_network(
         raise UserError(f"{architecture!r} with these settings needs a backbone, for example backbone='resnet18'.")
     if backbone is not None and architecture not in ("unet", "linknet"):
         raise UserError(f"{architecture!r} takes no backbone; 'unet' and 'linknet' do. Received: backbone={backbone!r}")
-    shape = (None, None, channels)
+    if deep_supervision and architecture not in SUPERVISED:
+        raise UserError(f"`deep_supervision` is for {', '.join(SUPERVISED)}. Received: architecture={architecture!r}")
+    shape, deep = (None, None, channels), {"deep_supervision": deep_supervision}
     if backbone is not None:
         build = backbone_unet if architecture == "unet" else backbone_linknet
         options = {} if filters is None or architecture == "linknet" else {"filters": filters}
-        model = build(backbone, num_classes, channels, encoder_weights, dropout=dropout, **options)
+        model = build(backbone, num_classes, channels, encoder_weights, dropout=dropout, **deep, **options)
     elif architecture == "unet":
-        model = unet(shape, num_classes, filters or (16, 32, 64, 128, 256), "softmax")
+        model = unet(shape, num_classes, filters or (16, 32, 64, 128, 256), "softmax", **deep)
+    elif architecture == "two_branch":
+        model = two_branch(shape, num_classes, **({} if filters is None else {"filters": filters}))
     elif architecture == "multires_unet":
         width = filters[0] if isinstance(filters, (tuple, list)) else filters
         model = multires_unet(shape, num_classes, width or 16)
@@ -97,6 +107,7 @@ def backbone_unet(
     upsampling: str = "nearest",
     attention: bool = False,
     dropout: float = 0.0,
+    deep_supervision: int = 0,
     activation: str | None = None,
     size: tuple[int | None, int | None] = (None, None),
 ) -> keras.Model:
@@ -108,12 +119,14 @@ def backbone_unet(
         filters: widths of the decoder, coarsest first.
         upsampling: "nearest", then two convolutions; "transpose": a 4 x 4 transposed convolution, then one.
         attention: weigh the skips by attention gates.
-        dropout: see `class_map_network`.
+        dropout, deep_supervision: see `class_map_network`.
         activation: None = softmax, sigmoid for one class.
     """
     check_choice("upsampling", upsampling, UPSAMPLINGS)
+    check_levels(deep_supervision, 4)
+    activation = activation or ("sigmoid" if num_classes == 1 else "softmax")
     encoder = make_backbone(backbone, channels, encoder_weights, size=size)
-    x = _centre(encoder)
+    x, coarser = _centre(encoder), []
     for stage, width in enumerate(filters):
         name = f"decoder{stage}"
         skip = encoder.pyramid[f"P{4 - stage}"] if stage < 4 else None
@@ -133,7 +146,9 @@ def backbone_unet(
             x = keras.layers.Concatenate(name=f"{name}_skip")([x, skip])
         for part in "ab" if upsampling == "nearest" else "b":
             x = _conv(x, width, 3, f"{name}_{part}")
-    return _finish(encoder, x, num_classes, activation, dropout, f"unet_{backbone}")
+        if 0 < (level := 4 - stage) <= deep_supervision:
+            coarser.insert(0, coarse_maps(x, num_classes, activation, level))
+    return _finish(encoder, x, num_classes, activation, dropout, coarser, f"unet_{backbone}")
 
 
 def backbone_linknet(
@@ -145,6 +160,7 @@ def backbone_linknet(
     last_filters: int = 16,
     upsampling: str = "nearest",
     dropout: float = 0.0,
+    deep_supervision: int = 0,
     activation: str | None = None,
     size: tuple[int | None, int | None] = (None, None),
 ) -> keras.Model:
@@ -152,11 +168,14 @@ def backbone_linknet(
 
     Args:
         last_filters: width of the last stage, which has no skip.
-        backbone, num_classes, channels, encoder_weights, upsampling, dropout, activation, size: see `backbone_unet`.
+        backbone, num_classes, channels, encoder_weights, upsampling, dropout, deep_supervision, activation, size: see
+            `backbone_unet`.
     """
     check_choice("upsampling", upsampling, UPSAMPLINGS)
+    check_levels(deep_supervision, 4)
+    activation = activation or ("sigmoid" if num_classes == 1 else "softmax")
     encoder = make_backbone(backbone, channels, encoder_weights, size=size)
-    x = _centre(encoder)
+    x, coarser = _centre(encoder), []
     for stage in range(5):
         name = f"decoder{stage}"
         skip = encoder.pyramid[f"P{4 - stage}"] if stage < 4 else None
@@ -173,7 +192,9 @@ def backbone_linknet(
         x = _conv(x, width, 1, f"{name}_expand")
         if skip is not None:
             x = keras.layers.Add(name=f"{name}_skip")([x, skip])
-    return _finish(encoder, x, num_classes, activation, dropout, f"linknet_{backbone}")
+        if 0 < (level := 4 - stage) <= deep_supervision:
+            coarser.insert(0, coarse_maps(x, num_classes, activation, level))
+    return _finish(encoder, x, num_classes, activation, dropout, coarser, f"linknet_{backbone}")
 
 
 def freeze_encoder(model: keras.Model, frozen: bool = True, *, train_batch_norm: bool = True) -> None:
@@ -235,12 +256,13 @@ def _gate(skip: Any, signal: Any, name: str) -> Any:
     )
 
 
-def _finish(encoder: Any, x: Any, num_classes: int, activation: str | None, dropout: float, name: str) -> keras.Model:
-    activation = activation or ("sigmoid" if num_classes == 1 else "softmax")
+def _finish(
+    encoder: Any, x: Any, num_classes: int, activation: str, dropout: float, coarser: list[Any], name: str
+) -> keras.Model:
     if dropout:
         x = keras.layers.SpatialDropout2D(dropout, name="decoder_dropout")(x)
     x = layers.Conv2D(num_classes, 3, padding="same", activation=activation, dtype="float32", name="maps")(x)
-    return keras.Model(encoder.input, x, name=name)
+    return keras.Model(encoder.input, join_maps(x, coarser), name=name)
 
 
 def _with_dropout(model: keras.Model, rate: float) -> keras.Model:

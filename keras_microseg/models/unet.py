@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_microseg import layers
+from keras_microseg.models.deep_supervision import check_levels, coarse_maps, join_maps
 
 
 def unet(
@@ -15,6 +16,8 @@ def unet(
     filters: Sequence[int] = (16, 32, 64, 128, 256),
     activation: str | None = "sigmoid",
     name: str = "unet",
+    *,
+    deep_supervision: int = 0,
 ) -> keras.Model:
     """Encoder-decoder with skip connections.
 
@@ -25,13 +28,18 @@ def unet(
         filters: channels per level, finest first; the last is the bottom.
         activation: of the result; it is computed in float32 whatever the precision policy.
         name: model name.
+        deep_supervision: number of coarser decoder levels with results of their own, see `models.deep_supervision`.
 
     Returns:
-        Functional model (N, H, W, channels) -> (N, H, W, num_outputs) float32.
+        Functional model (N, H, W, channels) -> (N, H, W, num_outputs * (1 + deep_supervision)) float32.
+
+    Raises:
+        UserError: more coarser levels than there are.
     """
+    check_levels(deep_supervision, max(len(filters) - 2, 0))
     inputs = keras.Input(input_shape, name="image")
     x = inputs
-    skips = []
+    skips, coarser = [], []
     for level, width in enumerate(filters[:-1]):
         x = _double_conv(x, width, f"down{level}")
         skips.append(x)
@@ -41,8 +49,10 @@ def unet(
         x = layers.UpSampling2D(2, name=f"up{level}_upsample")(x)
         x = keras.layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
         x = _double_conv(x, filters[level], f"up{level}")
+        if 0 < level <= deep_supervision:
+            coarser.insert(0, coarse_maps(x, num_outputs, activation, level))
     outputs = layers.Conv2D(num_outputs, 1, activation=activation, dtype="float32", name="maps")(x)
-    return keras.Model(inputs, outputs, name=name)
+    return keras.Model(inputs, join_maps(outputs, coarser), name=name)
 
 
 def _double_conv(x, width: int, name: str):

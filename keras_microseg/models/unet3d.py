@@ -13,6 +13,7 @@ import keras
 
 from keras_microseg import layers
 from keras_microseg.checks import UserError, check_choice, check_number, standardize_tuple
+from keras_microseg.models.deep_supervision import check_levels, join_maps
 from keras_microseg.models.unet import unet
 
 NORMS = ("batch", "instance", "group", None)
@@ -74,8 +75,7 @@ def unet3d(
         residual: add the input of every level (projected by 1 x 1 x 1) to its output.
         dropout: rate of spatial dropout at the bottom.
         deep_supervision: number of coarser decoder levels with outputs of their own: the channels of the result are
-            `num_outputs` for the finest level, then as many per coarser level, enlarged to full size. Train it with
-            `losses.DeepSupervision`; `main_maps` cuts the extra channels off afterwards.
+            `num_outputs` for the finest level, then as many per coarser level, see `models.deep_supervision`.
         output_activation: of the result, which is computed in float32 whatever the precision.
         name: model name.
 
@@ -98,10 +98,7 @@ def unet3d(
         )
     check_choice("norm", norm, NORMS)
     check_number("dropout", dropout, minimum=0, maximum=0.9)
-    if not 0 <= check_number("deep_supervision", deep_supervision, minimum=0, integer=True) < len(filters) - 1:
-        raise UserError(
-            f"`deep_supervision` can use {len(filters) - 2} coarser levels here. Received: {deep_supervision}"
-        )
+    check_levels(deep_supervision, len(filters) - 2)
 
     def block(x: Any, width: int, part: str) -> Any:
         start = x
@@ -143,9 +140,7 @@ def unet3d(
             coarse = [_product(pools[:level], axis) for axis in range(3)]
             heads.insert(0, layers.UpSampling3D(coarse, dtype="float32", name=f"maps_level{level}_upsample")(head))
     outputs = _head(num_outputs, output_activation, "maps")(x)
-    if heads:
-        outputs = keras.layers.Concatenate(dtype="float32", name="supervised")([outputs, *heads])
-    return keras.Model(inputs, outputs, name=name)
+    return keras.Model(inputs, join_maps(outputs, heads), name=name)
 
 
 def unet25d(
@@ -169,14 +164,6 @@ def unet25d(
     if check_number("num_slices", num_slices, minimum=1, integer=True) % 2 == 0:
         raise UserError(f"`num_slices` must be odd, so that there is a middle one. Received: num_slices={num_slices}")
     return unet((None, None, num_slices), num_outputs, filters, output_activation, name)
-
-
-def main_maps(model: keras.Model) -> keras.Model:
-    """The model without the outputs of deep supervision; it shares all weights. Others come back unchanged."""
-    names = {layer.name for layer in model.layers}
-    if "supervised" not in names:
-        return model
-    return keras.Model(model.input, model.get_layer("maps").output, name=model.name)
 
 
 def total_stride(pools: Sequence[int | Sequence[int]]) -> tuple[int, int, int]:

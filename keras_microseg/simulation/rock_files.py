@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +53,23 @@ def write_rock(
     io.write_image(folder / "map.png", np.array(COLOURS, np.uint8)[rock.mineral_map[...]])
     write_palette(folder / "palette.csv", rock_palette())
     return rock
+
+
+def write_rock_pairs(folder: str | os.PathLike, parts: Mapping[str, Sequence[RockSettings]]) -> Path:
+    """Micrographs with their exact classes, laid out for `mineral train`: `PART/rockSEED.tif`, `PART_annot/...` and
+    `classes.csv`.
+
+    Args:
+        folder: made when missing.
+        parts: "train", "val", "test" -> rocks. Where none has a background (`disc` 0), pores are class 0.
+    """
+    folder = Path(folder)
+    first = 0 if any(settings.disc for rocks in parts.values() for settings in rocks) else 1
+    for part, rocks in parts.items():
+        for settings in rocks:
+            rock, name = Rock(settings), f"rock{settings.seed}.tif"
+            io.write_image(folder / part / name, rock.sem[...])
+            io.write_image(folder / f"{part}_annot" / name, rock.classes[...] - np.uint8(first))
+    minerals = rock_palette().minerals[first:]
+    write_palette(folder / "classes.csv", Palette(tuple(replace(m, id=k) for k, m in enumerate(minerals))))
+    return folder

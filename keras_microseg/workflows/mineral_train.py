@@ -89,7 +89,9 @@ def train(
     from keras_microseg.data.augment import AugmentSettings
     from keras_microseg.data.map_crops import MapCrops
     from keras_microseg.data.map_pairs import class_weights, count_classes, describe_pixels
+    from keras_microseg.models.deep_supervision import main_maps
     from keras_microseg.models.encoder_decoder import class_map_network, freeze_encoder, total_stride
+    from keras_microseg.models.saving import load_model, save_model
 
     training, held, table = read_data(settings)
     names, pixels = table.names, count_classes(training, len(table.names))
@@ -112,12 +114,15 @@ def train(
     model = class_map_network(
         settings.architecture, len(names), channels=channels, backbone=settings.backbone, filters=settings.filters,
         dropout=settings.dropout, encoder_weights=settings.encoder_weights, input_size=settings.tile,
+        deep_supervision=settings.deep_supervision,
     )  # fmt: skip
     if settings.tile % total_stride(model):
         raise UserError(
             f"`tile` must be a multiple of {total_stride(model)} for this network. Received: {settings.tile}. "
             f"Use {round_up(settings.tile, total_stride(model))}."
         )
+    # the context of `two_branch` reaches further than the depth of the network says
+    halo = max(_HALO, (4 if settings.architecture == "two_branch" else 2) * total_stride(model))
     pixel_size = next((image.pixel_size for image in training if image.pixel_size is not None), None)
     card = {
         "name": f"{model.name} trained on {Path(settings.data).name}",
@@ -133,8 +138,8 @@ def train(
         "num_channels": channels,
         "pixel_size": None if pixel_size is None else {"size": pixel_size.size, "unit": pixel_size.unit},
         "multiple_of": total_stride(model),
-        "halo": max(_HALO, 2 * total_stride(model)),
-        "tile": max(512, settings.tile + 2 * max(_HALO, 2 * total_stride(model))),
+        "halo": halo,
+        "tile": max(512, settings.tile + 2 * halo),
         "class_shares": describe_pixels(pixels, names),
         "class_weights": dict(zip(names, plain(weights), strict=True)),
         "grey_histogram": _histogram(training, normalizers),
@@ -145,7 +150,11 @@ def train(
     card = plain({**card, "made": earlier["made"]} if earlier else card)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SETTINGS, {**plain(settings), "card": card})
-    loss = losses.DiceFocal([float(w) for w in weights], **settings.loss)
+    loss: Any = losses.DiceFocal([float(w) for w in weights], **settings.loss)
+    if settings.label_grid > 1:
+        loss = losses.LabelGrid(loss, settings.label_grid)
+    if settings.deep_supervision:
+        loss = losses.DeepSupervision(loss, settings.deep_supervision)
     scorer = MapScores(card, held, normalize(settings, held, rule)[1], settings.monitor) if held else None
     share = {"resume": resume, "loss": loss, "scorer": scorer, "card": card, "progress": progress}
     if settings.regime in ("frozen", "two-stage"):
@@ -159,8 +168,11 @@ def train(
             settings, minutes=_part(settings.minutes, 0.75), optimizer={**settings.optimizer, "learning_rate": rate}
         )
     result = _fit(model, data, out, settings, **share)
-    with io.atomic_path(out / MODEL) as temporary:
-        shutil.copyfile(result.best_path, temporary)
+    if settings.deep_supervision:
+        save_model(main_maps(load_model(result.best_path)[0]), out / MODEL, card)
+    else:
+        with io.atomic_path(out / MODEL) as temporary:
+            shutil.copyfile(result.best_path, temporary)
     best = result.history[(result.best_epoch or len(result.history)) - 1]
     scores = {name: float(value) for name, value in best.items() if name == "loss" or name.startswith("val_")}
     finished = {
@@ -269,9 +281,10 @@ class MapScores:
     def counts(self, model: Any) -> Counts:
         """Pooled counts of all images."""
         from keras_microseg.inference.prediction import Predictor
+        from keras_microseg.models.deep_supervision import main_maps
 
         if self._predictor is None:
-            self._predictor = Predictor(model, self.card, fold=False)
+            self._predictor = Predictor(main_maps(model), self.card, fold=False)
         table = np.zeros((len(self.names),) * 2, np.int64)
         for item, normalizer in self.images:
             table += confusion_matrix(item.classes, classify(self._predictor, normalizer(item.image)), len(self.names))

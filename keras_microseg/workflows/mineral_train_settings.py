@@ -29,7 +29,8 @@ class TrainSettings:
             sample is stretched between its own 0.1 and 99.9 percentiles, for images whose brightness differs; None =
             "fixed" for `mineral tiles`, else "percentile".
         split, validation, hold, guard: see `data.map_pairs.split_pairs`.
-        architecture, backbone, filters, dropout: the network, see `models.encoder_decoder.class_map_network`.
+        architecture, backbone, filters, dropout, deep_supervision: the network, see
+            `models.encoder_decoder.class_map_network`; "two_branch" sees fine texture and coarse context.
         encoder_weights: None, "imagenet" or a file, see `models.backbones`.
         regime: "fine-tune" (all weights from pretrained ones), "frozen" (pretrained encoder fixed), "random",
             "two-stage" (frozen for `warm_epochs`, then fine-tuned at a tenth of the rate).
@@ -40,6 +41,8 @@ class TrainSettings:
         minutes: end within this time, with the learning rate annealed to its end by then; None = after all epochs.
         optimizer: fields of `training.schedules.OptimizerSettings`.
         loss: fields of `losses.DiceFocal` except the class weights.
+        label_grid: image pixels per pixel of the labels where these are coarser: the loss then compares the shares of
+            classes in squares of that size, and the map may be finer than the labels, see `losses.LabelGrid`.
         class_weights: "none" (Dice counts every class alike already), "inverse", "sqrt", "median", "effective", see
             `data.map_pairs.class_weights`.
         augment: fields of `data.augment.AugmentSettings`; None = none.
@@ -68,6 +71,7 @@ class TrainSettings:
     backbone: str | None = None
     filters: tuple[int, ...] | int | None = (12, 24, 48, 96, 128)
     dropout: float = 0.0
+    deep_supervision: int = 0
     encoder_weights: str | None = None
     regime: str = "random"
     train_batch_norm: bool = True
@@ -81,6 +85,7 @@ class TrainSettings:
         default_factory=lambda: {"learning_rate": 3e-3, "warmup_epochs": 1.0, "weight_decay": 1e-4}
     )
     loss: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"smooth": 1.0, "weighted_focal": True})
+    label_grid: int = 1
     class_weights: str = "none"
     augment: Mapping[str, Any] | None = dataclasses.field(default_factory=dict)
     focus: float = 0.3
@@ -98,13 +103,18 @@ class TrainSettings:
             object.__setattr__(self, "filters", tuple(self.filters))
         check_choice("normalization", self.normalization, (None, *NORMALIZATIONS))
         check_choice("regime", self.regime, REGIMES)
-        for name, least in (("tile", 32), ("batch_size", 1), ("epochs", 1), ("warm_epochs", 1), ("seed", 0)):
-            check_number(name, getattr(self, name), minimum=least, integer=True)
+        least = {"tile": 32, "seed": 0, **dict.fromkeys(("batch_size", "epochs", "warm_epochs", "label_grid"), 1)}
+        for name, minimum in least.items():
+            check_number(name, getattr(self, name), minimum=minimum, integer=True)
         for name in ("steps_per_epoch", "patience"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), minimum=1, integer=True)
         if self.minutes is not None:
             check_number("minutes", self.minutes, minimum=0, exclusive=True)
+        if self.tile % self.label_grid:
+            raise UserError(
+                f"`tile` must be a multiple of `label_grid`. Received: tile={self.tile}, label_grid={self.label_grid}."
+            )
         if self.regime != "random" and self.encoder_weights is None:
             raise UserError(
                 f"The regime {self.regime!r} starts from a pretrained encoder. Name its weights "

@@ -343,8 +343,8 @@ def _largest(labels: Any, ignore: int | None) -> int:
 
 def _save_main(best_path: Path, path: Path, task: VolumeTraining) -> None:
     """The model of the best epoch, without the extra outputs of deep supervision, with its threshold on the card."""
+    from keras_microseg.models.deep_supervision import main_maps
     from keras_microseg.models.saving import load_model, save_model
-    from keras_microseg.models.unet3d import main_maps
 
     model, card = load_model(best_path)
     model = main_maps(model)

@@ -25,9 +25,9 @@ BACKEND = backend.select()
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 
-from keras_microseg import io  # noqa: E402
 from keras_microseg.cli.shared import parse_changes  # noqa: E402
-from keras_microseg.simulation.rocks import MINERALS, Rock, RockSettings  # noqa: E402
+from keras_microseg.simulation import RockSettings  # noqa: E402
+from keras_microseg.simulation.rock_files import write_rock_pairs  # noqa: E402
 from keras_microseg.workflows import mineral_evaluate, mineral_train  # noqa: E402
 from keras_microseg.workflows.steps import read_json  # noqa: E402
 
@@ -62,13 +62,11 @@ def rock_folder(path: Path, size: int, train: int = 4) -> Path:
     """Pairs of simulated micrographs and their exact classes; every image is another rock of the same kind."""
     if (path / "done").exists():
         return path
-    for number in range(train + 2):
-        part = "train" if number < train else "val" if number == train else "test"
-        for name in (part, f"{part}_annot"):
-            (path / name).mkdir(parents=True, exist_ok=True)
-        rock = Rock(RockSettings(shape=(size, size), seed=number, grain_size=90, disc=0, sem_field=512))
-        io.write_image(path / part / f"rock{number}.tif", rock.sem[:, :])
-        io.write_image(path / f"{part}_annot" / f"rock{number}.tif", rock.classes[:, :] - 1)
+    rocks = [
+        RockSettings(shape=(size, size), seed=number, grain_size=90, disc=0, sem_field=512)
+        for number in range(train + 2)
+    ]
+    write_rock_pairs(path, {"train": rocks[:train], "val": rocks[train:-1], "test": rocks[-1:]})
     (path / "done").touch()
     return path
 
@@ -79,7 +77,7 @@ def settings_of(data: str, options: argparse.Namespace) -> mineral_train.TrainSe
     changes: dict = {"seed": options.seed, "minutes": options.minutes}
     if data == "rock":
         folder = rock_folder(Path(options.out) / "rock", options.size)
-        changes |= {"classes": MINERALS[1:], "normalization": "fixed", "focus": 0.0, "augment": TEXTURE}
+        changes |= {"normalization": "fixed", "focus": 0.0, "augment": TEXTURE}
     else:
         folder = Path(options.root) / folder
     if data == "superalloy":

@@ -17,6 +17,8 @@ NETWORKS = {
     "custom_unet": dict(architecture="custom_unet", filters=4),
     "custom": dict(architecture="custom", filters=4),
     "unet_resnet18": dict(architecture="unet", backbone="resnet18", channels=3),
+    "two_branch": dict(architecture="two_branch", filters=(4, 8, 16)),
+    "deep_unet": dict(architecture="unet", filters=(4, 8, 16), deep_supervision=1),
     "linknet_resnet18": dict(architecture="linknet", backbone="resnet18", channels=3),
 }
 
@@ -60,7 +62,7 @@ def picture(channels):
 
 
 def predict(name):
-    """(64, 64, 4) probabilities; every fourth pixel is stored."""
+    """(64, 64, channels) probabilities; every fourth pixel is stored."""
     model = build(name)
     return np.asarray(model.predict(picture(model.inputs[0].shape[-1]), verbose=0))[0, ::4, ::4]
 

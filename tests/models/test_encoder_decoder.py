@@ -11,6 +11,7 @@ from harness import check_layer, check_model, sample, to_numpy
 from keras_microseg import backend, layers
 from keras_microseg.checks import FileError, UserError
 from keras_microseg.models import backbones, small_networks
+from keras_microseg.models.deep_supervision import main_maps
 from keras_microseg.models.encoder_decoder import (
     backbone_linknet,
     backbone_unet,
@@ -114,8 +115,12 @@ def golden():
 
 
 @pytest.mark.parametrize(
-    "name", ["unet", "resunet", "segnet", "custom_unet", "custom", "unet_resnet18", "linknet_resnet18"]
-)
+    "name",
+    [
+        "unet", "resunet", "segnet", "custom_unet", "custom", "two_branch", "deep_unet", "unet_resnet18",
+        "linknet_resnet18",
+    ],
+)  # fmt: skip
 @pytest.mark.usefixtures("undrawn")
 def test_all_backends_give_the_stored_predictions(golden, name):
     module, stored = golden
@@ -141,8 +146,55 @@ def test_models_save_train_and_predict():
         {"architecture": "unet", "num_classes": 3, "filters": (4, 8), "dropout": 0.2},
         {(2, 16, 24, 1): (2, 16, 24, 3)},
     )
+    check_model(
+        class_map_network,
+        {"architecture": "two_branch", "num_classes": 3, "filters": (4, 6, 8)},
+        {(2, 16, 24, 1): (2, 16, 24, 3)},
+    )
     # one image of 16 x 16 pixels makes the oneDNN kernels of TensorFlow 2.x write outside of their memory in `fit`
     check_model(small_networks.resunet, {"num_outputs": 3, "filters": (4, 8)}, {(2, 32, 16, 1): (2, 32, 16, 3)})
+
+
+def test_results_of_coarser_levels_are_cut_off_again():
+    model = class_map_network("unet", 3, filters=(4, 8, 8), deep_supervision=1)
+    x = sample((1, 16, 16, 1))
+    y = to_numpy(model(x, training=False))
+    assert y.shape == (1, 16, 16, 6)
+    np.testing.assert_array_equal(y[:, ::2, ::2, 3:], y[:, 1::2, 1::2, 3:])  # made at half the resolution
+    np.testing.assert_allclose(to_numpy(main_maps(model)(x, training=False)), y[..., :3], atol=1e-6)
+    with pytest.raises(UserError, match="can use 1 coarser levels"):
+        class_map_network("unet", 3, filters=(4, 8, 8), deep_supervision=2)
+    with pytest.raises(UserError, match="is for unet, linknet"):
+        class_map_network("segnet", 3, deep_supervision=1)
+
+
+@slow
+@pytest.mark.parametrize("build", [backbone_unet, backbone_linknet])
+def test_results_of_coarser_levels_with_a_backbone(build):
+    model = build("resnet18", 3, 1, deep_supervision=2)
+    y = to_numpy(model(sample((1, 64, 64, 1)), training=False))
+    assert y.shape == (1, 64, 64, 9)
+    for level in (1, 2):
+        coarse, step = y[..., 3 * level : 3 * level + 3], 2**level
+        np.testing.assert_array_equal(coarse, coarse[:, ::step, ::step].repeat(step, 1).repeat(step, 2))
+    freeze_encoder(model)
+    heads = [layer for layer in model.layers if layer.name.startswith("maps") and layer.weights]
+    assert sorted(layer.name for layer in heads) == ["maps", "maps_level1", "maps_level2"]
+    assert all(layer.trainable for layer in heads)
+
+
+def test_context_reaches_further_than_the_levels_of_a_plain_network():
+    """One changed pixel moves results up to several coarse pixels (of 4 px) away."""
+    model = class_map_network("two_branch", 3, filters=(4, 8, 8))
+    assert total_stride(model) == 8
+    x = sample((1, 96, 96, 1))
+    changed = x.copy()
+    changed[0, 48, 48] += 5
+    moved = np.abs(to_numpy(model(changed, training=False)) - to_numpy(model(x, training=False)))[0].max(axis=-1)
+    rows = np.flatnonzero(moved.max(axis=1) > 1e-7)
+    assert rows.max() - rows.min() > 50
+    with pytest.raises(UserError, match="two or more of the coarse"):
+        class_map_network("two_branch", 3, filters=(4, 8))
 
 
 @slow

@@ -7,7 +7,8 @@ from harness import check_model, randomize, sample, to_numpy
 
 from keras_microseg import backend
 from keras_microseg.checks import UserError
-from keras_microseg.models.unet3d import PRESETS, main_maps, receptive_field, total_stride, unet3d, unet25d
+from keras_microseg.models.deep_supervision import main_maps
+from keras_microseg.models.unet3d import PRESETS, receptive_field, total_stride, unet3d, unet25d
 from keras_microseg.training.precision import in_bfloat16
 
 pytestmark = pytest.mark.network

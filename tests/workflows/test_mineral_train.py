@@ -240,3 +240,31 @@ def test_every_sample_is_held_out_once(tmp_path):
     for sample in ("s0", "s1", "s2"):
         facts = json.loads((tmp_path / "out" / sample / "model" / "train_settings.json").read_text())
         assert facts["hold"] == sample and facts["card"]["training"]["images"] == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"deep_supervision": 1, "label_grid": 4, "filters": (4, 8, 8)},
+        pytest.param({"architecture": "two_branch", "filters": (4, 8, 8), "tile": 64}, marks=pytest.mark.slow),
+    ],
+)
+def test_multi_scale_options_end_in_a_plain_network(tmp_path, changes):
+    data = write_painted(tmp_path / "data")
+    settings = preset("cpu", str(data), epochs=2, **SMALL | changes)
+    done = mineral_train.train(settings, tmp_path / "out")
+    model, card = load_model(done.model_path)
+    assert model.output_shape[-1] == 3 and card["outputs"] == ["matrix", "grains", "pores"]
+    assert card["halo"] >= 4 * card["multiple_of"]
+    # the scores of the training are those of the saved network
+    scores = mineral_train.MapScores(
+        card, *judged(settings, card), monitor=()
+    )(model, 0)  # fmt: skip
+    assert scores["val_mean_iou"] == pytest.approx(done.scores["val_mean_iou"], abs=1e-6)
+    with pytest.raises(UserError, match="multiple of `label_grid`"):
+        preset("cpu", str(data), tile=32, label_grid=5)
+
+
+def judged(settings, card):
+    _, held, _ = mineral_train.read_data(settings)
+    return held, mineral_train.normalize(settings, held, card["normalization"])[1]

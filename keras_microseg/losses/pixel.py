@@ -1,10 +1,4 @@
-"""Losses that Keras lacks. Binary and categorical cross-entropy, focal, Dice and Tversky losses are Keras' own.
-
-All are registered classes with `get_config`, so that they can be saved; all follow Keras' rules for `reduction` and
-`sample_weight`. Shapes: y_true and y_pred (N, *spatial, C), float; sums are taken in float32. In `SoftDice`,
-`WeightedBinaryCrossentropy`, `FocalTversky`, `DiceCrossentropy`, `DiceFocal` and `InstanceMapsLoss`, y_true may carry
-one channel more than y_pred: a weight >= 0 per pixel, 0 = ignore (pixels without annotation).
-"""
+"""Losses of maps, pixel by pixel. The formulas stand at the classes; see the package about shapes and weights."""
 
 from __future__ import annotations
 
@@ -37,7 +31,7 @@ class WeightedBinaryCrossentropy(keras.losses.Loss):
         self.from_logits = bool(from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        y_true, weight = _split_weight(y_true, y_pred)
+        y_true, weight = split_weight(y_true, y_pred)
         cross_entropy = ops.mean(_weighted_bce(y_true, y_pred, self.weight, self.from_logits), axis=-1)
         return cross_entropy if weight is None else cross_entropy * _share(weight)[..., 0]
 
@@ -74,7 +68,7 @@ class SoftDice(keras.losses.Loss):
         self.from_logits = bool(from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        y_true, weight = _split_weight(y_true, y_pred)
+        y_true, weight = split_weight(y_true, y_pred)
         p = ops.sigmoid(y_pred) if self.from_logits else y_pred
         return ops.mean(_soft_dice(y_true, p, self.smooth, self.squared, 1.0 if weight is None else weight), axis=-1)
 
@@ -114,7 +108,7 @@ class FocalTversky(keras.losses.Loss):
         self.smooth = float(check_number("smooth", smooth, minimum=0, exclusive=True))
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        y_true, weight = _split_weight(y_true, y_pred)
+        y_true, weight = split_weight(y_true, y_pred)
         axes, weight = _spatial_axes(y_true), 1.0 if weight is None else weight
         hit = ops.sum(weight * y_true * y_pred, axis=axes)
         false = ops.sum(weight * (1 - y_true) * y_pred, axis=axes)
@@ -158,7 +152,7 @@ class DiceCrossentropy(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """(N,) loss per image."""
-        y_true, weight = _split_weight(y_true, y_pred)
+        y_true, weight = split_weight(y_true, y_pred)
         weight = ops.ones_like(y_true[..., :1]) if weight is None else weight
         if self.exclusive:
             epsilon = keras.config.epsilon()
@@ -178,40 +172,6 @@ class DiceCrossentropy(keras.losses.Loss):
             "class_weights": self.class_weights,
             "smooth": self.smooth,
         }
-        return {**super().get_config(), **own}
-
-
-@_register
-class DeepSupervision(keras.losses.Loss):
-    """A loss on the result and, with falling weight, on the coarser results that a network gives beside it.
-
-    `sum_l decay^l loss(y, p_l) / sum_l decay^l` (Lee et al. 2015, arXiv:1409.5185). The channels of y_pred are those of
-    the result, then as many per coarser level, as `models.unet3d(deep_supervision=...)` orders them.
-
-    Args:
-        loss: a `keras.losses.Loss` for one level.
-        levels: number of coarser levels.
-        decay: weight of a level over that of the next finer one, > 0.
-        name, reduction, kwargs: see `keras.losses.Loss`.
-    """
-
-    def __init__(self, loss: Any, levels: int, decay: float = 0.5, name: str = "deep_supervision", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.loss = keras.saving.deserialize_keras_object(loss) if isinstance(loss, dict) else loss
-        self.levels = check_number("levels", levels, minimum=0, integer=True)
-        self.decay = float(check_number("decay", decay, minimum=0, exclusive=True))
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        count = y_pred.shape[-1] // (self.levels + 1)
-        weights = [self.decay**level for level in range(self.levels + 1)]
-        total = 0.0
-        for level, weight in enumerate(weights):
-            part = y_pred[..., level * count : (level + 1) * count]
-            total = total + weight / sum(weights) * self.loss.call(y_true, part)
-        return total
-
-    def get_config(self) -> dict:
-        own = {"loss": keras.saving.serialize_keras_object(self.loss), "levels": self.levels, "decay": self.decay}
         return {**super().get_config(), **own}
 
 
@@ -412,7 +372,7 @@ class DiceFocal(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """(N,) loss per image; the Dice of the batch counts for each of its images."""
-        y, weight = _split_weight(y_true, y_pred)
+        y, weight = split_weight(y_true, y_pred)
         weight = ops.ones_like(y[..., :1]) if weight is None else weight
         classes = y_pred.shape[-1]
         if self.label_smoothing:
@@ -436,7 +396,7 @@ class DiceFocal(keras.losses.Loss):
         return {**super().get_config(), **{n: getattr(self, n) for n in (*names, "weighted_focal")}}
 
 
-def _split_weight(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+def split_weight(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
     """y_true without its weight channel, and that channel (N, *spatial, 1), or None when there is none."""
     count = y_pred.shape[-1]
     return (y_true[..., :count], y_true[..., count:]) if y_true.shape[-1] == count + 1 else (y_true, None)
