@@ -99,11 +99,19 @@ def translate_apply(
 ) -> None:
     """Class maps of micrographs; or micrographs of class maps, as a training set that `mineral train` reads."""
     use_backend(backend)
-    from keras_microseg.workflows import mineral_translate
+    from keras_microseg.workflows import mineral_translate_apply as workflow
+    from keras_microseg.workflows.steps import read_json
 
     with show_progress() as progress:
-        folder = mineral_translate.translate(
+        folder = workflow.translate(
             inputs, out, model=model, real=real, resume=resume, overwrite=overwrite, progress=progress
         )
+    if (folder.path / workflow.LIKENESS).is_file():
+        found = read_json(folder.path / workflow.LIKENESS)
+        for name in (n for n in found if f"{n}_reference" in found):
+            typer.echo(
+                f"{name.replace('_', ' ')}: {found[name]:.4f} (halves of the real images: "
+                f"{found[name + '_reference']:.4f})"
+            )
     typer.echo(f"Results: {folder.path}")
     list_failures(folder.failures())

@@ -14,6 +14,7 @@ from keras_microseg.layers.heads import MapsActivation
 from keras_microseg.layers.normalization import BatchNorm, GroupNorm
 from keras_microseg.layers.padding import CropToMatch, PadToMultiple, ReflectionPadding2D
 from keras_microseg.layers.scaling import AddScaled, RequireMultiple, ScaleInput
+from keras_microseg.layers.spectral import SpectralConv2D
 from keras_microseg.layers.weights import Dense
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ReflectionPadding2D",
     "RequireMultiple",
     "ScaleInput",
+    "SpectralConv2D",
     "UpSampling2D",
     "UpSampling3D",
 ]

@@ -96,6 +96,7 @@ def pix2pix_discriminator(
     num_blocks: int = 4,
     *,
     normalization: str = "group",
+    spectral: bool = False,
     name: str = "pix2pix_discriminator",
 ) -> keras.Model:
     """A score for every patch of an image joined with the input it was made from (conditional PatchGAN).
@@ -106,6 +107,7 @@ def pix2pix_discriminator(
         filters: channels of the first block; doubled in each later one.
         num_blocks: convolutions 4 x 4 of stride 2.
         normalization: see `models.generators.pix2pix_generator`; the first block has none.
+        spectral: bound the gain of every convolution, see `layers.SpectralConv2D`.
         name: model name.
 
     Returns:
@@ -118,10 +120,11 @@ def pix2pix_discriminator(
     check_number("filters", filters, minimum=1, integer=True)
     check_number("num_blocks", num_blocks, minimum=1, integer=True)
     check_number("num_maps", num_maps, minimum=1, integer=True)
+    convolution = layers.SpectralConv2D if spectral else layers.Conv2D
     inputs = keras.Input(input_shape, name="image_and_input")
     x = inputs
     for i in range(1, num_blocks + 1):
-        x = layers.Conv2D(filters * 2 ** (i - 1), 4, strides=2, padding="same", name=f"block{i}_conv")(x)
+        x = convolution(filters * 2 ** (i - 1), 4, strides=2, padding="same", name=f"block{i}_conv")(x)
         x = keras.layers.LeakyReLU(0.2, name=f"block{i}_relu")(x)
         x = normalize(x, normalization, f"block{i}_norm") if i > 1 else x
-    return keras.Model(inputs, layers.Conv2D(num_maps, 4, padding="same", name="scores")(x), name=name)
+    return keras.Model(inputs, convolution(num_maps, 4, padding="same", name="scores")(x), name=name)

@@ -5,7 +5,15 @@ import pytest
 from scipy import ndimage
 
 from keras_microseg.checks import UserError
-from keras_microseg.metrics.texture import NAMES, compare_textures, kernel_distance, texture_statistics
+from keras_microseg.metrics.texture import (
+    NAMES,
+    compare_images,
+    compare_textures,
+    frechet_distance,
+    kernel_distance,
+    texture_statistics,
+    two_point_curves,
+)
 
 
 def noise(count, sigma, seed, level=0.5):
@@ -44,6 +52,51 @@ def test_kernel_distance_is_the_sum_of_its_definition():
     expected += sum(k(b[i], b[j]) for i in range(3) for j in range(3) if i != j) / 6
     expected -= 2 * sum(k(u, v) for u in a for v in b) / 12
     assert kernel_distance(x, y) == pytest.approx(expected)
+
+
+def test_frechet_distance_of_known_normal_distributions():
+    """Equal covariances: the squared shift; scaled by 2: (2 - 1)^2 per feature, both in standard deviations of real."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20_000, 3)) @ np.diag([1.0, 5.0, 0.2])
+    spread = x.std(axis=0)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(x, x + 0.5 * spread) == pytest.approx(0.25, rel=0.01)
+    assert frechet_distance(x, x * 0.5) == pytest.approx(0.25, rel=0.01)
+
+
+def test_two_point_curves_of_stripes_and_noise():
+    """Stripes of period 8 along x: the mean of cos(2 pi dx / 8) over the lags (dy, dx) that round to a distance."""
+    stripes = np.tile(np.cos(2 * np.pi * np.arange(256) / 8), (256, 1))
+    dy, dx = np.mgrid[-16:17, -16:17]
+    away = np.rint(np.hypot(dy, dx))
+    expected = [np.cos(2 * np.pi * dx[away == r] / 8).mean() for r in range(17)]
+    np.testing.assert_allclose(two_point_curves([stripes], 16)[0], expected, atol=0.01)
+    white = two_point_curves([np.random.default_rng(0).standard_normal((128, 96))], 10)
+    assert white[0, 0] == 1 and np.abs(white[0, 1:]).max() < 0.02
+    # every pair counts once, also those beside the border
+    small = np.random.default_rng(1).random((5, 7))
+    centred = small - small.mean()
+    right = (centred[:, :-1] * centred[:, 1:]).sum() + (centred[:-1] * centred[1:]).sum()
+    diagonal = (centred[:-1, :-1] * centred[1:, 1:]).sum() + (centred[:-1, 1:] * centred[1:, :-1]).sum()
+    pairs = 5 * 6 + 4 * 7 + 2 * 4 * 6
+    expected = (right + diagonal) / pairs / np.square(centred).mean()
+    assert two_point_curves([small], 1)[0, 1] == pytest.approx(expected)
+
+
+def test_each_measure_sees_its_difference():
+    real, again = noise(40, 1.0, 0), noise(40, 1.0, 1)
+    same = compare_images(real, again)
+    assert abs(same["texture_distance"]) < 1
+    for name in ("frechet", "two_point", "grey"):
+        # halves are half as large, so that their distance is a little larger
+        assert abs(same[f"{name}_distance"]) < 2.5 * abs(same[f"{name}_distance_reference"]) + 1e-3, name
+    smoother, brighter = compare_images(real, noise(40, 2.0, 2)), compare_images(real, noise(40, 1.0, 3, level=0.7))
+    assert smoother["two_point_distance"] > 10 * same["two_point_distance"]
+    assert brighter["grey_distance"] == pytest.approx(0.2, abs=0.01)
+    assert brighter["two_point_distance"] < 3 * same["two_point_distance"] + 1e-3
+    assert min(smoother["frechet_distance"], brighter["frechet_distance"]) > 5 * same["frechet_distance"]
+    with pytest.raises(UserError, match="Four real images"):
+        compare_images(real[:3], again)
 
 
 def test_constant_images_give_finite_numbers():

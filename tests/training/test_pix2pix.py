@@ -37,14 +37,16 @@ class Pairs:
         return x, np.concatenate([y * weight, weight], axis=-1)
 
 
-def system(direction="labels", channels=None, maps=1, normalization="group", activation=None, **options):
+def system(
+    direction="labels", channels=None, maps=1, normalization="group", activation=None, spectral=False, **options
+):
     source = 1 if direction == "labels" else channels or K
     result = K if direction == "labels" else 1
     activation = activation or ("softmax" if direction == "labels" else "tanh")
     generator = pix2pix_generator(
         (16, 16, source), result, filters=4, num_levels=3, normalization=normalization, activation=activation
     )
-    judge = pix2pix_discriminator((16, 16, source + result), maps, 4, 2, normalization=normalization)
+    judge = pix2pix_discriminator((16, 16, source + result), maps, 4, 2, normalization=normalization, spectral=spectral)
     networks = [draw_kernels(network, seed) for seed, network in enumerate((generator, judge))]
     # An epsilon above rounding: else Adam makes a full step of a gradient that is zero but for the last digit.
     adam = OptimizerSettings("adam", 2e-4, schedule="constant", options={"beta_1": 0.5, "epsilon": 1e-3})
@@ -55,6 +57,7 @@ def system(direction="labels", channels=None, maps=1, normalization="group", act
 SYSTEMS = {
     "labels": {},
     "hinge": {"adversarial": "hinge", "normalization": "instance"},
+    "spectral": {"adversarial": "hinge", "spectral": True},
     "images": {"direction": "images"},
     "source labeling": {"normalization": "batch", "activation": "tanh", "content": "l1"},
     "source categorical": {
@@ -177,6 +180,17 @@ STORED = {
             "real": 1.314683,
         },
         "weights": {"generator": [1.518417, -0.003627367], "discriminator": [0.1246027, 0.002567216]},
+    },
+    "spectral": {
+        "logs": {
+            "adversarial": 0.09579455,
+            "content": 1.891359,
+            "generator_loss": 189.2317,
+            "discriminator_loss": 1.079633,
+            "fake": 0.9661874,
+            "real": 1.193079,
+        },
+        "weights": {"generator": [1.532089, -0.01060699], "discriminator": [2.352767, -0.1722792]},
     },
     "images": {
         "logs": {

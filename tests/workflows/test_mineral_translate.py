@@ -1,6 +1,7 @@
 """pix2pix between micrographs and class maps: both directions end to end, held-out scores, enlarged training sets."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from keras_microseg.checks import UserError
 from keras_microseg.cli import app
 from keras_microseg.data.map_pairs import find_map_pairs
 from keras_microseg.models.saving import load_model
-from keras_microseg.workflows import mineral_train, mineral_translate
+from keras_microseg.workflows import mineral_train, mineral_translate, mineral_translate_apply
 
 pytestmark = pytest.mark.network
 SMALL = {
@@ -54,7 +55,7 @@ def test_micrographs_to_classes(data, tmp_path):
     with pytest.raises(UserError, match="other settings"):
         mineral_translate.train(dataclasses.replace(settings, epochs=7), tmp_path / "run", resume=True)
 
-    folder = mineral_translate.translate(data / "test", tmp_path / "maps", model=tmp_path / "run")
+    folder = mineral_translate_apply.translate(data / "test", tmp_path / "maps", model=tmp_path / "run")
     found = np.asarray(io.open_image(tmp_path / "maps" / "masks" / "s5.png").data)
     assert not folder.failures() and found.shape == (64, 64) and found.max() <= 2
     assert (found == held)[held != 255].mean() > 0.6
@@ -76,6 +77,10 @@ def test_classes_to_micrographs_enlarge_a_training_set(data, tmp_path):
     parts = {part: sorted(p.name for p in pairs if p.part == part) for part in ("train", "validation", "test")}
     assert parts["train"] == [f"made_s{i}" for i in range(4)] + [f"real_s{i}" for i in range(4)]
     assert parts["validation"] == ["real_s4"] and parts["test"] == ["real_s5"]
+    likeness = json.loads((tmp_path / "more" / "likeness.json").read_text())
+    assert (likeness["tile"], likeness["real"], likeness["made"]) == (16, 64, 64)
+    assert likeness["grey_distance"] < 0.15 and 0 <= likeness["two_point_distance"] < 0.5
+    assert "two point distance" in result.output
     made = np.asarray(io.open_image(tmp_path / "more" / "train" / "made_s0.tif").data).astype(float)
     classes = np.asarray(io.open_image(tmp_path / "more" / "train_annot" / "made_s0.png").data)
     means = [made[classes == k].mean() for k in (2, 0, 1)]
@@ -118,4 +123,4 @@ def test_bad_input_is_explained(data, tmp_path):
         mineral_translate.train(mineral_translate.preset("images", str(data), **{**SMALL, "tile": 64}), tmp_path / "b")
     with pytest.raises(UserError, match="holds the number 200, but the model knows 3 classes"):
         io.write_image(tmp_path / "wrong.png", np.full((8, 8), 200, np.uint8))
-        mineral_translate.read_mask(tmp_path / "wrong.png", 3)
+        mineral_translate_apply.read_mask(tmp_path / "wrong.png", 3)
