@@ -97,8 +97,11 @@ def crop_pair(
         dy = np.arange(size[0])[:, None] - (size[0] - 1) / 2
         dx = np.arange(size[1])[None, :] - (size[1] - 1) / 2
         grid = np.stack([centre_y + cos * dy - sin * dx, centre_x + sin * dy + cos * dx])
-        if zoom < 0.8:  # average before thinning out
-            image = ndimage.gaussian_filter(image, [0.4 / zoom] * 2 + [0] * (image.ndim - 2))
+        sigma = 0.4 / zoom if zoom < 0.8 else 0.0  # average before thinning out
+        window, start = _seen(grid, (height, width), margin=int(4 * sigma + 0.5) + 1)
+        image, labels, grid = image[window], labels[window], grid - start[:, None, None]
+        if sigma:
+            image = ndimage.gaussian_filter(image, [sigma] * 2 + [0] * (image.ndim - 2))
         channels = image[..., None] if image.ndim == 2 else image
         layers = labels[..., None] if labels.ndim == 2 else labels
         beyond = {"mode": "mirror"} if outside is None else {"mode": "constant", "cval": outside}
@@ -117,6 +120,20 @@ def crop_pair(
         if mirrored:
             image, labels = image[:, ::-1], labels[:, ::-1]
     return np.ascontiguousarray(image, dtype=np.float32), np.ascontiguousarray(labels)
+
+
+def _seen(grid: np.ndarray, shape: tuple[int, int], margin: int) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The part of an image that coordinates need, those reflected at its edges too, and where that part begins.
+
+    With it the cost of a crop does not grow with the image.
+    """
+    window, start = [], []
+    for axis, length in zip(grid, shape, strict=True):
+        low, high = float(axis.min()), float(axis.max())
+        low, high = min(low, 2 * (length - 1) - high), max(high, -low)
+        start.append(int(np.clip(np.floor(low) - margin, 0, length - 1)))
+        window.append(slice(start[-1], int(np.clip(np.ceil(high) + margin + 1, start[-1] + 1, length))))
+    return tuple(window), np.array(start)
 
 
 def vary_grey(rng: np.random.Generator, image: np.ndarray, settings: AugmentSettings) -> np.ndarray:

@@ -51,8 +51,9 @@ def rpn_targets(
     owner = np.full(len(anchors), -1)
     best = np.zeros(len(anchors), np.float32)
     forced = []
+    sides = np.ascontiguousarray(anchors.T)
     for i, box in enumerate(objects):  # few, and each touches few anchors: faster and smaller than the whole table
-        near, overlap = _overlaps(anchors, box)
+        near, overlap = _overlaps(sides, box)
         if not len(near):
             continue
         closer = overlap > best[near]
@@ -60,7 +61,7 @@ def rpn_targets(
         forced.append((near[overlap >= overlap.max() - 1e-5], i, overlap.max()))
     match[best < negative_iou] = -1
     for crowd in crowds:
-        near, _ = _overlaps(anchors, crowd, _CROWD_OVERLAP)
+        near, _ = _overlaps(sides, crowd, _CROWD_OVERLAP)
         match[near] = np.maximum(match[near], 0)
     match[best >= positive_iou] = 1
     for near, i, _ in sorted(forced, key=lambda entry: entry[2]):  # the larger overlap has the last word
@@ -71,14 +72,15 @@ def rpn_targets(
     return match, deltas
 
 
-def _overlaps(anchors: np.ndarray, box: np.ndarray, least: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of anchors that overlap `box` by more than `least`, and their IoU."""
-    touches = (anchors[:, 0] < box[2]) & (anchors[:, 2] > box[0]) & (anchors[:, 1] < box[3]) & (anchors[:, 3] > box[1])
-    near = np.flatnonzero(touches)
-    close = anchors[near]
-    size = np.minimum(close[:, 2:], box[2:]) - np.maximum(close[:, :2], box[:2])
-    common = size.prod(axis=1)
-    overlap = common / ((close[:, 2:] - close[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod() - common)
+def _overlaps(sides: np.ndarray, box: np.ndarray, least: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of anchors (their four coordinates, each a row) that overlap `box` by more than `least`; their IoU."""
+    top, left, bottom, right = sides
+    near = np.flatnonzero((top < box[2]) & (bottom > box[0]) & (left < box[3]) & (right > box[1]))
+    top, left, bottom, right = sides[:, near]
+    height = np.minimum(bottom, box[2]) - np.maximum(top, box[0])
+    width = np.minimum(right, box[3]) - np.maximum(left, box[1])
+    common = height * width
+    overlap = common / ((bottom - top) * (right - left) + (box[2] - box[0]) * (box[3] - box[1]) - common)
     enough = overlap > least
     return near[enough], overlap[enough]
 

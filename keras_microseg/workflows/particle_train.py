@@ -25,7 +25,14 @@ MODEL = "model.keras"
 PRESETS = {
     "light": {"network": "light", "tile": 256, "batch_size": 4, "learning_rate": 1e-3, "minutes": 35.0},
     "default": {"network": "default", "tile": 512, "batch_size": 2, "learning_rate": 2e-4},
-    "gpu": {"network": "default", "tile": 512, "batch_size": 8, "learning_rate": 4e-4, "mixed_precision": True},
+    "gpu": {
+        "network": "default",
+        "tile": 512,
+        "batch_size": 8,
+        "learning_rate": 4e-4,
+        "mixed_precision": True,
+        "workers": 8,
+    },
 }
 SCHEDULES = ("one-stage", "heads-then-all")
 _MAX_OVERLAP = 0.5
@@ -60,6 +67,7 @@ class ParticleTrainSettings:
         patience: epochs without better average precision until the end; None = never.
         min_score: score from which the trained model reports objects; None = the one with the best F1 on validation.
         mixed_precision: compute in bfloat16.
+        workers: threads that prepare tiles ahead; the results do not depend on it.
         changes: further fields of `MaskRCNNSettings`, such as {"mask_size": 56}.
         seed: of everything.
     """
@@ -85,6 +93,7 @@ class ParticleTrainSettings:
     patience: int | None = None
     min_score: float | None = None
     mixed_precision: bool = False
+    workers: int = 2
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
 
@@ -99,7 +108,8 @@ class ParticleTrainSettings:
                 check_number(name, getattr(self, name), minimum=0, exclusive=True)
         if isinstance(self.validation, (int, float)):
             check_number("validation", self.validation, minimum=0, maximum=0.5)
-        check_number("seed", self.seed, minimum=0, integer=True)
+        for name in ("seed", "workers"):
+            check_number(name, getattr(self, name), minimum=0, integer=True)
 
     @classmethod
     def of_preset(cls, data: str, preset: str = "light", **changes: Any) -> ParticleTrainSettings:
@@ -400,7 +410,7 @@ def _train(
             model, data, epochs=planned, out_dir=out / name, optimizer=optimizer,
             scorers=[scorer] if scorer else [], monitor=monitor,
             minutes=None if minutes is None else minutes * share, seed=seed, resume=resume, callbacks=calls,
-            checkpoint_steps=50, card=card,
+            checkpoint_steps=50, workers=settings.workers, card=card,
         )  # fmt: skip
         history += result.history
     return history
@@ -494,4 +504,4 @@ def _claim(out: Path, settings: ParticleTrainSettings, *, resume: bool, overwrit
         for name in (MODEL, "train_settings.json"):
             (out / name).unlink(missing_ok=True)
         return
-    refuse_other_training(out, settings, resume=resume)
+    refuse_other_training(out, settings, resume=resume, free=("workers",))
