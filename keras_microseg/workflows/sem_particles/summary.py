@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,25 @@ logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 _SHOWN = 4
+_OUTLINE_FACTS = {
+    "distance": "distance of the shapes (kernel distance of all shape quantities)",
+    "reference": "the same between two halves of the given outlines",
+    "diversity": "diversity (1 = as the given outlines)",
+    "copies": "share that copies a given outline",
+    "nearest_median": "overlap with the most similar given outline, median IoU",
+    "nearest_real_median": "the same among the given outlines",
+    "copies_real": "share of the given outlines that repeat another one",
+    "usable": "share that is a single whole particle",
+    "generated": "usable outlines",
+    "stop_reason": "training ended early",
+}
+_MATCHED = {
+    "coverage": ("area covered in tiles with particles", "{:.1%}"),
+    "diameters": ("diameter that halves the area of the particles", "{:.1f} px"),
+    "contact": ("share of the outlines that faces another particle", "{:.1%}"),
+    "fragments": ("small against median diameter (10 % quantile over median)", "{:.2f}"),
+    "particles": ("particles per tile", "{:.1f}"),
+}
 
 
 def write_summary(folder: RunFolder) -> None:
@@ -105,7 +125,10 @@ def _outlines(folder: RunFolder, cards: dict[str, Any]) -> Section | None:
     ]
     if facts.get("quality"):
         blocks.append(
-            Table(_short_facts(facts["quality"]), "Generated against given outlines; more in outlines/outlines.html")
+            Table(
+                _named(facts["quality"], _OUTLINE_FACTS),
+                "Generated against given outlines; more in outlines/outlines.html",
+            )
         )
     return Section("Outlines", blocks)
 
@@ -121,7 +144,7 @@ def _masks(folder: RunFolder, cards: dict[str, Any]) -> Section | None:
     numbers = {"masks": len(paths), "covered by particles": f"{covered:.1%}"}
     blocks = [Table(numbers), Picture(_side_by_side(shown, 260), "Simulated masks")]
     if match["match"]:
-        blocks.append(Table(_short_facts(match["match"]), "Matched to the images"))
+        blocks.append(Table(_compared(match["match"]), "Settings of the masks were chosen to agree with the images"))
     return Section("Masks", blocks)
 
 
@@ -285,10 +308,19 @@ def _read_log(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
 
 
-def _short_facts(facts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value for name, value in facts.items() if not isinstance(value, (dict, list)) or len(str(value)) < 100
-    }
+def _named(facts: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Those facts that have a value, under names for readers; unknown ones under their own."""
+    return {names.get(name, name): value for name, value in facts.items() if value is not None}
+
+
+def _compared(match: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Pairs (images, masks) of `match_masks` as lines of text."""
+    rows = {}
+    for name, (label, template) in _MATCHED.items():
+        if name in match:
+            images, masks = (value[1] if name == "diameters" else value for value in match[name])
+            rows[label] = f"{template.format(images)} in the images, {template.format(masks)} in the masks"
+    return rows
 
 
 def _short(value: Any) -> str:
