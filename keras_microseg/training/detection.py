@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,13 @@ import numpy as np
 from keras import ops
 
 from keras_microseg import backend
-from keras_microseg.checks import UserError, check_number
+from keras_microseg.checks import check_number
 from keras_microseg.models.mask_rcnn import TRAINING_KEYS, MaskRCNN
-from keras_microseg.models.saving import save_model
 from keras_microseg.training.checkpoints import seed_generators
 from keras_microseg.training.epochs import EpochLoop, claim_folder
 from keras_microseg.training.records import hash_model
 from keras_microseg.training.schedules import Monitor, OptimizerSettings
-from keras_microseg.training.supervised import TrainingResult
+from keras_microseg.training.single_network import SingleNetwork, TrainingResult, unique
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +98,8 @@ def train_detector(
         epochs = _fitting_epochs(model, data, optimizer, epochs, steps, minutes, seed, average)
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / "epochs.txt").write_text(str(epochs))
-    run = _Run(model, optimizer, epochs, steps, list(scorers), Monitor(monitor), average, out_dir, card)
+    run = _Run(model, optimizer, Monitor(monitor), average=average, scorers=scorers, epochs=epochs, steps=steps,
+               out_dir=out_dir, card=card)  # fmt: skip
     settings = {
         "optimizer": dataclasses.asdict(optimizer),
         "steps_per_epoch": steps,
@@ -126,14 +125,7 @@ def train_detector(
         "model": {"name": model.name, "parameters": model.count_params(), "start": hash_model(model)},
     }
     loop.run(data, seed=seed, workers=workers, model=model, params={"optimizer": run.optimizer}, facts=facts)
-    return TrainingResult(
-        loop.history,
-        run.best_epoch,
-        out_dir / "best.keras",
-        out_dir / "last.keras",
-        loop.stopped_early,
-        loop.stop_reason,
-    )
+    return run.result_of(loop)
 
 
 def _planned_epochs(out_dir: Path) -> int | None:
@@ -153,7 +145,8 @@ def _fitting_epochs(
 ) -> int:
     """As many epochs as fit into the budget, judged by a few steps whose effects are undone."""
     before = [np.array(value) for value in model.get_weights()]
-    trial = _Run(model, optimizer, epochs, steps, [], Monitor("loss"), average, Path(), None)
+    trial = _Run(model, optimizer, Monitor("loss"), average=average, epochs=epochs, steps=steps, out_dir=Path(),
+                 card=None)  # fmt: skip
     data.set_epoch(0)
     begin = time.perf_counter()
     trial.step(0, _floats(data[0]))
@@ -179,103 +172,38 @@ def _floats(batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(array, np.float32) for array in batch)
 
 
-class _Run:
-    """See `epochs.Training`."""
+class _Run(SingleNetwork):
+    """The compiled steps of a detector; scores and files are those of its averaged weights."""
+
+    model: MaskRCNN
 
     def __init__(
-        self,
-        model: MaskRCNN,
-        optimizer: OptimizerSettings,
-        epochs: int,
-        steps: int,
-        scorers: list[Callable],
-        best: Monitor,
-        average: float | None,
-        out_dir: Path,
-        card: Mapping[str, Any] | None,
+        self, model: MaskRCNN, optimizer: OptimizerSettings, best: Monitor, *, average: float | None, **common: Any
     ):
-        self.model, self.settings, self.scorers, self.best = model, optimizer, scorers, best
-        self.out_dir, self.card, self.momentum = out_dir, dict(card or {}), average
-        self.mean_loss = keras.metrics.Mean(name="loss")
-        self.optimizer = optimizer.build(model.trainable_variables, epochs, steps)
-        self.averages = []
+        super().__init__(model, optimizer, best, metrics=model.loss_means, **common)
+        self.momentum, self.averages = average, []
         if average is not None:
             self.averages = [
                 keras.Variable(ops.convert_to_numpy(v), trainable=False, dtype="float32", name=f"average_{k}")
                 for k, v in enumerate(model.trainable_variables)
             ]
         self.seen = keras.Variable(0.0, trainable=False, dtype="float32", name="steps_averaged")
-        tracked = [*model.variables, *self._metric_variables(), *self.averages, self.seen, *self.optimizer.variables]
-        self._compiled = backend.compile_step(self._train, _unique(tracked))
+        tracked = [*model.variables, *self.metric_variables(), *self.averages, self.seen, *self.optimizer.variables]
+        self._compiled = backend.compile_step(self._train, unique(tracked))
 
     def variables(self) -> dict[str, list]:
-        return {
-            "model": _unique(self.model.variables),
-            "optimizer": list(self.optimizer.variables),
-            "metrics": self._metric_variables(),
-            "averages": [*self.averages, self.seen],
-        }
-
-    def get_state(self) -> dict[str, Any]:
-        return {"best": self.best.get_state()}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        self.best.set_state(state["best"])
-
-    def get_arrays(self) -> dict[str, Any]:
-        return {}
-
-    def set_arrays(self, arrays: Mapping[str, Any]) -> None:
-        """There are none."""
-
-    def begin_epoch(self) -> None:
-        for metric in self._metrics():
-            metric.reset_state()
+        return super().variables() | {"averages": [*self.averages, self.seen]}
 
     def step(self, number: int, batch: tuple) -> None:
         self._compiled(*batch)
 
-    def end_epoch(self, epoch: int) -> dict[str, float]:
-        logs = {metric.name: float(metric.result()) for metric in self._metrics()}
-        if not math.isfinite(logs["loss"]):
-            raise UserError(
-                f"The loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate "
-                f"({self.settings.learning_rate}), limit gradients (clip_norm), or check the images for NaN."
-            )
-        return logs
-
     def score(self, epoch: int) -> dict[str, float]:
-        logs: dict[str, float] = {}
-        if self.scorers:
-            with _Averaged(self):
-                for scorer in self.scorers:
-                    logs |= {name: float(value) for name, value in scorer(self.model, epoch).items()}
-        return logs
-
-    def rates(self) -> dict[str, float]:
-        return {"learning_rate": float(self.optimizer.learning_rate)}
-
-    def keep(self, epoch: int, logs: Mapping[str, float]) -> None:
-        if self.best.update(epoch, dict(logs)) or not (self.out_dir / "best.keras").exists():
-            self._save("best.keras")
-
-    def finish(self) -> dict[str, Any]:
-        self._save("last.keras")
-        return {"best_epoch": self.best_epoch, "best": self.best.best, "end": hash_model(self.model)}
-
-    @property
-    def best_epoch(self) -> int | None:
-        return None if self.best.best_epoch is None else self.best.best_epoch + 1
-
-    def _save(self, name: str) -> None:
         with _Averaged(self):
-            save_model(self.model, self.out_dir / name, self.card)
+            return super().score(epoch)
 
-    def _metrics(self) -> list[keras.metrics.Metric]:
-        return [self.mean_loss, *self.model.loss_means]
-
-    def _metric_variables(self) -> list:
-        return [variable for metric in self._metrics() for variable in metric.variables]
+    def save(self, name: str) -> None:
+        with _Averaged(self):
+            super().save(name)
 
     def _train(self, *arrays: Any) -> None:
         inputs = dict(zip(TRAINING_KEYS, arrays, strict=True))
@@ -288,7 +216,7 @@ class _Run:
 
         variables, others = self.model.trainable_variables, self.model.non_trainable_variables
         (loss, _), gradients = backend.value_and_grad(
-            loss_fn, variables, state=_unique([*others, *self._metric_variables()])
+            loss_fn, variables, state=unique([*others, *self.metric_variables()])
         )
         backend.apply_gradients(self.optimizer, gradients, variables)
         self.mean_loss.update_state(loss)
@@ -317,7 +245,3 @@ class _Averaged:
         if self.run.averages:
             for variable, value in zip(self.run.model.trainable_variables, self.kept, strict=True):
                 variable.assign(value)
-
-
-def _unique(variables: Sequence) -> list:
-    return list({id(variable): variable for variable in variables}.values())

@@ -8,7 +8,6 @@ epoch with the same numbers. Losses, metrics, optimizers and callbacks are those
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,15 @@ import keras
 from keras_microseg import backend
 from keras_microseg.backend import parallel
 from keras_microseg.checks import UserError, check_number
-from keras_microseg.models.saving import save_model
 from keras_microseg.training.batches import batches
 from keras_microseg.training.checkpoints import seed_generators
 from keras_microseg.training.epochs import CHECKPOINT, EpochLoop, claim_folder
 from keras_microseg.training.precision import in_bfloat16
 from keras_microseg.training.records import hash_data, hash_model
 from keras_microseg.training.schedules import EarlyStopping, Monitor, OptimizerSettings, ReduceOnPlateau
+from keras_microseg.training.single_network import SingleNetwork, TrainingResult
 
 __all__ = ["CHECKPOINT", "TrainingResult", "train"]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingResult:
-    """What a training gives.
-
-    Attributes:
-        history: one row per epoch: "epoch" (from 1), "loss", metrics, "val_..." values, "learning_rate", "seconds".
-        best_epoch: number of the epoch (from 1) of `best_path`.
-        best_path: model of the best monitored value.
-        last_path: model of the last epoch, the state of the trained model object.
-        stopped_early: a callback ended the training before its last epoch.
-        stop_reason: what it gave as the reason, see `epochs.StopTraining`.
-    """
-
-    history: list[dict[str, float]]
-    best_epoch: int | None
-    best_path: Path
-    last_path: Path
-    stopped_early: bool
-    stop_reason: str | None = None
 
 
 def train(
@@ -131,14 +109,14 @@ def train(
         network,
         model,
         loss,
-        list(metrics),
-        list(scorers),
         optimizer,
         Monitor(monitor, monitor_mode),
         validation_data,
+        workers=workers,
+        metrics=metrics,
+        scorers=scorers,
         epochs=epochs,
         steps=steps,
-        workers=workers,
         out_dir=out_dir,
         card=card,
     )
@@ -182,14 +160,7 @@ def train(
         facts=facts,
         tensorboard=tensorboard,
     )
-    return TrainingResult(
-        loop.history,
-        run.best_epoch,
-        out_dir / "best.keras",
-        out_dir / "last.keras",
-        loop.stopped_early,
-        loop.stop_reason,
-    )
+    return run.result_of(loop)
 
 
 def _own_callbacks(
@@ -205,71 +176,30 @@ def _own_callbacks(
     return callbacks
 
 
-class _Run:
-    """The compiled steps of one training and the variables they change."""
+class _Run(SingleNetwork):
+    """The compiled steps of a network that learns from (x, y) or (x, y, weights)."""
 
     def __init__(
         self,
         model: keras.Model,
         original: keras.Model,
         loss: keras.losses.Loss,
-        metrics: list[keras.metrics.Metric],
-        scorers: list[Callable],
         optimizer: OptimizerSettings,
         best: Monitor,
         validation_data: Any,
         *,
-        epochs: int,
-        steps: int,
         workers: int,
-        out_dir: Path,
-        card: Mapping[str, Any] | None,
+        **common: Any,
     ):
-        self.model, self.original, self.loss, self.metrics = model, original, loss, metrics
-        self.scorers = scorers
-        self.settings, self.best, self.validation_data = optimizer, best, validation_data
-        self.workers, self.out_dir, self.card = workers, out_dir, dict(card or {})
-        self.mean_loss = keras.metrics.Mean(name="loss")
+        super().__init__(model, optimizer, best, **common)
+        self.original, self.loss, self.validation_data, self.workers = original, loss, validation_data, workers
         self._forward = backend.make_forward(model)
-        self.optimizer = optimizer.build(model.trainable_variables, epochs, steps)
-        tracked = [*model.variables, *self._metric_variables()]
+        tracked = [*model.variables, *self.metric_variables()]
         self._compiled_step = backend.compile_step(self._train, [*tracked, *self.optimizer.variables])
         self._compiled_test = backend.compile_step(self._test, tracked, gradients=False)
 
-    def variables(self) -> dict[str, list]:
-        return {
-            "model": list(self.model.variables),
-            "optimizer": list(self.optimizer.variables),
-            "metrics": self._metric_variables(),
-        }
-
-    def get_state(self) -> dict[str, Any]:
-        return {"best": self.best.get_state()}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        self.best.set_state(state["best"])
-
-    def get_arrays(self) -> dict[str, Any]:
-        return {}
-
-    def set_arrays(self, arrays: Mapping[str, Any]) -> None:
-        """There are none."""
-
-    def begin_epoch(self) -> None:
-        for metric in (self.mean_loss, *self.metrics):
-            metric.reset_state()
-
     def step(self, number: int, batch: tuple) -> None:
         self._compiled_step(*_check_pair(batch))
-
-    def end_epoch(self, epoch: int) -> dict[str, float]:
-        logs = self._results()
-        if not math.isfinite(logs["loss"]):
-            raise UserError(
-                f"The loss is {logs['loss']} in epoch {epoch + 1}: lower the learning rate "
-                f"({self.settings.learning_rate}), limit gradients (clip_norm=1), or check the data for NaN."
-            )
-        return logs
 
     def score(self, epoch: int) -> dict[str, float]:
         logs: dict[str, float] = {}
@@ -277,37 +207,15 @@ class _Run:
             self.begin_epoch()
             for _, batch in batches(self.validation_data, 0, len(self.validation_data), None, self.workers):
                 self._compiled_test(*_check_pair(batch))
-            logs = {f"val_{name}": value for name, value in self._results().items()}
-        for scorer in self.scorers:
-            logs |= {name: float(value) for name, value in scorer(self.model, epoch).items()}
-        return logs
-
-    def rates(self) -> dict[str, float]:
-        return {"learning_rate": float(self.optimizer.learning_rate)}
-
-    def keep(self, epoch: int, logs: Mapping[str, float]) -> None:
-        if self.best.update(epoch, dict(logs)) or not (self.out_dir / "best.keras").exists():
-            self._save_model("best.keras")
-
-    def finish(self) -> dict[str, Any]:
-        self._save_model("last.keras")
-        return {"best_epoch": self.best_epoch, "best": self.best.best, "end": hash_model(self.original)}
+            logs = {f"val_{name}": value for name, value in self.results().items()}
+        return logs | super().score(epoch)
 
     @property
-    def best_epoch(self) -> int | None:
-        return None if self.best.best_epoch is None else self.best.best_epoch + 1
-
-    def _save_model(self, name: str) -> None:
-        """Write the original with the weights of the model, its copy in another precision or itself."""
+    def saved_model(self) -> keras.Model:
+        """The original, with the weights of the model: its copy in another precision, or itself."""
         if self.model is not self.original:
             self.original.set_weights(self.model.get_weights())
-        save_model(self.original, self.out_dir / name, self.card)
-
-    def _results(self) -> dict[str, float]:
-        return {metric.name: float(metric.result()) for metric in (self.mean_loss, *self.metrics)}
-
-    def _metric_variables(self) -> list:
-        return [variable for metric in (self.mean_loss, *self.metrics) for variable in metric.variables]
+        return self.original
 
     def _train(self, x: Any, y: Any, weights: Any = None) -> None:
         def loss_fn(x: Any, y: Any, weights: Any) -> tuple[Any, Any]:
@@ -327,7 +235,7 @@ class _Run:
 
     def _count(self, y: Any, weights: Any, loss: Any, predicted: Any) -> None:
         self.mean_loss.update_state(loss, sample_weight=float(y.shape[0]))
-        for metric in self.metrics:
+        for metric in self.metrics[1:]:
             metric.update_state(y, predicted, sample_weight=weights)
 
 
