@@ -64,9 +64,8 @@ def write_cathode_report(
     sections.append(Section("3D view", [view if view is not None else "Nothing to show."]))
     facts = volume_facts(labels)
     sections.append(Section("Volumes", [Table(facts), Table(sheets["volumes"], "All volumes.")]))
-    shown = dataclasses.asdict(settings.measures)
     sections.append(Section("Definitions", [Table(sheets["definitions"], "Columns of particles.csv."),
-                                            Table({k: str(v) for k, v in shown.items()}, "Settings.")]))  # fmt: skip
+                                            Table(_settings(settings.measures), "Settings.")]))  # fmt: skip
     cards: dict[str, Any] = {"particles": len(table), "of them whole": len(inner)}
     for name, text in (("detachment", "mean detachment"), ("damage", "mean damage")):
         if name in inner and inner[name].notna().any():
@@ -180,6 +179,20 @@ def _slices(table: pd.DataFrame, labels: Image, phases: Any, measures: Any, samp
             text += " Black: void, dark blue: carbon/binder, yellow: cracks."
         blocks.append(Picture(picture, text))
     return blocks
+
+
+def _settings(measures: Any) -> dict[str, str]:
+    """The settings as a person would write them; those that were left out are left out here."""
+    values = {field.name: getattr(measures, field.name) for field in dataclasses.fields(measures)}
+    classes = dataclasses.asdict(values.pop("classes"))
+    shown = {f"values of {role}": _listed(numbers) for role, numbers in classes.items()}
+    return shown | {name: _listed(value) for name, value in values.items() if value is not None}
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def _sized(grey: Image, labels: Image) -> Image:
