@@ -252,6 +252,9 @@ def label(
     min_iou: Annotated[float, typer.Option(help="Slices: IoU above which objects are one.")] = 0.2,
     max_gap: Annotated[int, typer.Option(help="Slices: how many an object may miss.")] = 2,
     min_slices: Annotated[int, typer.Option(help="Slices: shorter objects vanish.")] = 1,
+    neck: Annotated[
+        float, typer.Option(help="Slices: cut where the area falls below this share of both maxima; 0 = never.")
+    ] = 0.65,
     kind: Kind = "zarr",
     voxel_size: VoxelSize = None,
     dataset: Dataset = None,
@@ -266,7 +269,8 @@ def label(
     level = None if threshold is None else number_or(threshold, "otsu", "halfway", "kmeans")
     settings = work.LabelRun(
         source, method, distance, level, dark, sigma, merge_ratio, min_size, connectivity, halo,
-        LinkSettings(min_iou=min_iou, max_gap=max_gap, min_slices=min_slices), kind, voxel_size, dataset, max_ram,
+        LinkSettings(min_iou=min_iou, max_gap=max_gap, neck=neck, min_slices=min_slices), kind, voxel_size, dataset,
+        max_ram,
     )  # fmt: skip
     with show_progress() as progress:
         path = work.label(settings, out, resume=resume, overwrite=overwrite, progress=progress)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError
+from keras_microseg.cli import app
 from keras_microseg.image import PixelSize
 from keras_microseg.metrics import match
 from keras_microseg.segmentation.labeling import label_components
@@ -87,6 +88,19 @@ def test_maps_of_a_network_and_linked_slices(tmp_path, balls):
     planes = write(tmp_path / "planes.zarr", np.stack([np.where(p > 0, (p * 7) % 5, 0) for p in truth]))
     linked = work.label(work.LabelRun(planes, "slices"), tmp_path / "slices")
     assert match(truth.astype(int), read(linked).astype(int)).mean_iou == 1
+
+
+def test_the_neck_between_two_solids_cuts_or_not(tmp_path):
+    z, y, x = np.mgrid[:40, :24, :24]
+    radius = np.where(z < 20, 9 - np.abs(z - 10) * 0.55, 9 - np.abs(z - 29) * 0.55)
+    planes = ((y - 12) ** 2 + (x - 12) ** 2 <= radius**2).astype(np.uint8)
+    np.save(tmp_path / "planes.npy", planes)
+    for words, count in (((), 2), (("--neck", "0"), 1)):
+        out = tmp_path / f"labels{count}"
+        call = ["volume", "label", str(tmp_path / "planes.npy"), "--method", "slices", "--out", str(out), *words]
+        result = CliRunner().invoke(app, call)
+        assert result.exit_code == 0, result.output
+        assert np.asarray(io.open_volume(out / "labels.zarr").data[...]).max() == count
 
 
 def test_bad_input(tmp_path, balls):
