@@ -63,6 +63,20 @@ class ObjectImage:
                 labels[(self.layers == k + 1).any(axis=-1)] = k + 1
         return labels
 
+    def ignored(self) -> np.ndarray:
+        """(H, W) bool; crowds and regions to ignore."""
+        return np.isin(self.layers, np.flatnonzero(self.classes < 0) + 1).any(axis=-1)
+
+    def crop(self, window: tuple[slice, ...]) -> ObjectImage:
+        """The part in `window` (rows, columns); objects without a pixel in it are gone, the others renumbered."""
+        layers = self.layers[window]
+        number = len(self.classes) + 1
+        counts = sum(np.bincount(layer.ravel(), minlength=number) for layer in np.moveaxis(layers, -1, 0))
+        kept = np.flatnonzero(counts[1:] > 0) + 1
+        numbers = np.zeros(number, np.int32)
+        numbers[kept] = np.arange(1, len(kept) + 1)
+        return ObjectImage(self.name, self.image[window], numbers[layers], self.classes[kept - 1], counts[kept])
+
 
 def stretch_contrast(image: np.ndarray, contrast: tuple[float, float] = CONTRAST) -> np.ndarray:
     """Any grey depth to float32 in 0..1: the percentiles `contrast` of the whole image become 0 and 1."""

@@ -43,6 +43,15 @@ class AveragePrecision(NamedTuple):
     by_threshold: np.ndarray
 
 
+class ThresholdScores(NamedTuple):
+    """Precision, recall and F1 of the detections with a score of at least `threshold`, pooled over images."""
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+
+
 def scored_image(
     truth: np.ndarray, predicted: np.ndarray, scores: Sequence[float], *, ignore: np.ndarray | None = None
 ) -> ScoredImage:
@@ -127,6 +136,35 @@ def match_scored(image: ScoredImage, threshold: float) -> np.ndarray:
         if best >= 0 and row[best] >= threshold:
             partner[k], free[best] = best, False
     return partner
+
+
+def best_threshold(images: Sequence[ScoredImage], thresholds: Sequence[float], *, iou: float = 0.5) -> ThresholdScores:
+    """The threshold with the best F1, the lowest of equals.
+
+    Args:
+        images: to pool.
+        thresholds: to try, rising; with one this gives its scores.
+        iou: from which a detection is right. Those in regions to ignore count neither way.
+
+    Raises:
+        UserError: no threshold.
+    """
+    if not len(thresholds):
+        raise UserError("`thresholds` needs at least one score. Received: none")
+    total = sum(image.iou.shape[1] for image in images)
+    best: ThresholdScores | None = None
+    for threshold in thresholds:
+        hits = found = 0
+        for image in images:
+            keep = image.scores >= threshold
+            part = ScoredImage(image.scores[keep], image.iou[keep], image.ignored[keep])
+            is_hit = match_scored(part, iou) >= 0
+            hits += int(is_hit.sum())
+            found += int((is_hit | (part.ignored <= 0.5)).sum())
+        scores = hits / max(found, 1), hits / max(total, 1), 2 * hits / max(found + total, 1)
+        if best is None or scores[2] > best.f1:
+            best = ThresholdScores(float(threshold), *scores)
+    return best
 
 
 def _ap_at(images: Sequence[ScoredImage], threshold: float, total: int) -> float:

@@ -7,15 +7,14 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keras_microseg import io
-from keras_microseg.checks import FileError, UserError, check_choice, check_number
+from keras_microseg.checks import UserError, check_choice, check_number
 from keras_microseg.io import annotations as notes
+from keras_microseg.workflows.particle_data import load_data, split_objects
 from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read_json, run_facts, write_json
 from keras_microseg.workflows.training_folders import refuse_other_training
 
@@ -169,6 +168,7 @@ def train_particles(
     import keras
 
     from keras_microseg.data.boxes import CONTRAST, DetectionTiles
+    from keras_microseg.inference.detector_scores import DetectorScores
     from keras_microseg.layers.anchors import anchor_scales
     from keras_microseg.models.mask_rcnn import MaskRCNNSettings, mask_rcnn
     from keras_microseg.models.saving import load_model, save_model
@@ -228,7 +228,7 @@ def train_particles(
     card = {**card, "made": earlier_card["made"]} if earlier_card else card
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, {**plain(settings), "card": card, "problems": [str(problem) for problem in problems]})
-    scorer = _Scorer(held, card, scale) if held else None
+    scorer = DetectorScores(held, card) if held else None
     history = _train(model, train_data, settings, scorer, card, out, int(seeds[2]), resume, progress)
     stage = "all" if settings.schedule == "heads-then-all" else "train"
     best, _ = load_model(out / stage / "best.keras")
@@ -242,109 +242,6 @@ def train_particles(
     finished = {"scores": scores, "sha256": file_hash(out / MODEL), "finished": now()}
     write_json(path, {**plain(settings), "card": card, "problems": [str(p) for p in problems], **finished})
     return TrainedDetector(out / MODEL, scores, history, card, problems)
-
-
-def load_data(settings: ParticleTrainSettings) -> tuple[list[Any], tuple[str, ...], tuple[notes.Problem, ...]]:
-    """Images with objects, names of the classes, problems of the annotations.
-
-    Raises:
-        UserError: no annotation is found, or none that has an image.
-    """
-    from keras_microseg.data.boxes import load_objects, object_image_from_labels, read_channels
-    from keras_microseg.io.pairing import pair_files
-
-    folder, source = Path(settings.data), settings.annotations
-    images = folder / "images" if (folder / "images").is_dir() else folder
-    if source is None:
-        has_labels = any((folder / name).is_dir() for name in ("labels", "masks"))
-        if has_labels and images != folder and not settings.use_categories:
-            loaded = []
-            for pair in pair_files(folder):
-                pixels = read_channels(io.open_image(pair.image), settings.channels)
-                labels = np.asarray(io.read_labels(pair.labels).data)
-                rows = min(len(pixels), len(labels))
-                if labels.shape[1] != pixels.shape[1] or rows < 0.8 * len(pixels):
-                    raise FileError(
-                        pair.labels, f"has {labels.shape} pixels, its image {pixels.shape[:2]}.", "They must agree."
-                    )
-                loaded.append(object_image_from_labels(pair.image.name, pixels[:rows], labels[:rows]))
-            return loaded, ("particle",), ()
-        source = _find_annotations(folder, images)
-    found = notes.read_annotations(source, images=images, drop_absent=True)
-    problems = tuple(notes.check_annotations(found, categories=settings.categories or None))
-    usable = notes.drop_unusable(found)
-    files = {path.name: path for path in io.find_images(images)}
-    files |= {path.stem: path for path in files.values()}
-    names = settings.categories or (usable.categories if settings.use_categories else ())
-    loaded = load_objects(usable, files, channels=settings.channels, categories=names)
-    if not loaded:
-        raise UserError(f"{source}: none of its images lies in {images}. Name the folder of the images as `data`.")
-    for problem in problems:
-        logger.log(logging.WARNING if problem.is_error else logging.INFO, "%s", problem)
-    return loaded, tuple(names) or ("particle",), problems
-
-
-def _find_annotations(folder: Path, images: Path) -> Path:
-    found = sorted({*folder.glob("*.json"), *images.glob("*.json"), *(folder / "annotations").glob("*.json")})
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1 and all(notes.guess_format(path) == "labelme" for path in found):
-        return found[0].parent
-    listed = f" Found: {', '.join(path.name for path in found[:5])}." if found else ""
-    raise UserError(
-        f"{folder}: needs images/ and labels/, or one annotation file (VIA or COCO .json).{listed} Name it with "
-        "--annotations FILE."
-    )
-
-
-def split_objects(images: list[Any], validation: float | Sequence[str], seed: int) -> tuple[list[Any], list[Any]]:
-    """(training, validation) images.
-
-    Raises:
-        UserError: a name that is no image, or nothing left to train on.
-    """
-    if not isinstance(validation, (int, float)):
-        wanted = {Path(name).stem for name in validation}
-        held = [one for one in images if Path(one.name).stem in wanted]
-        missing = wanted - {Path(one.name).stem for one in held}
-        if missing or len(held) == len(images):
-            raise UserError(
-                f"`validation` names {sorted(missing) or 'every image'}: "
-                f"use some of {[one.name for one in images][:6]}."
-            )
-        return [one for one in images if one not in held], held
-    if not validation:
-        return images, []
-    if len(images) == 1:
-        return _halves(images[0], float(validation))
-    names = [f"{k}" for k in range(len(images))]
-    places = {name: notes.place_of(one.name).source for name, one in zip(names, images, strict=True)}
-    group = places.get if len(set(places.values())) > 1 else None
-    shares = {"train": 1 - validation, "validation": validation}
-    parts = notes.split_images(names, shares, seed=seed, group=group)
-    return [images[int(k)] for k in parts["train"]], [images[int(k)] for k in parts["validation"]]
-
-
-def _halves(one: Any, share: float) -> tuple[list[Any], list[Any]]:
-    """One image cut along its longer side, with a gap as wide as the largest object."""
-    boxes = one.boxes[one.classes > 0]
-    axis = int(np.argmax(one.image.shape[:2]))
-    gap = int((boxes[:, 2 + axis] - boxes[:, axis]).max()) if len(boxes) else 0
-    windows = notes.cut_blocks(
-        one.image.shape[:2], {"train": 1 - share, "validation": share}, axis=axis, guard=min(gap, 64)
-    )
-    return tuple([_cut(one, windows[part])] for part in ("train", "validation"))
-
-
-def _cut(one: Any, window: tuple[slice, ...]) -> Any:
-    layers = one.layers[window]
-    counts = sum(np.bincount(layer.ravel(), minlength=len(one.classes) + 1) for layer in np.moveaxis(layers, -1, 0))
-    kept = np.flatnonzero(counts[1:] > 0) + 1
-    numbers = np.zeros(len(one.classes) + 1, np.int32)
-    numbers[kept] = np.arange(1, len(kept) + 1)
-    return dataclasses.replace(
-        one, image=one.image[window], layers=numbers[layers], classes=one.classes[kept - 1], areas=counts[kept]
-    )
 
 
 def _sizes(boxes: np.ndarray) -> np.ndarray:
@@ -414,74 +311,6 @@ def _train(
         )  # fmt: skip
         history += result.history
     return history
-
-
-class _Scorer:
-    """Average precision on whole validation images, on at most `limit` pixels after each epoch."""
-
-    def __init__(self, images: list[Any], card: dict[str, Any], scale: float, limit: float = 1.2e6):
-        self.images, self.card, self.scale = images, card, scale
-        self.quick, total = [], 0.0
-        for one in images:
-            window = tuple(slice(0, max(1, int(n * min(1.0, math.sqrt(limit / one.image.size))))) for n in
-                           one.image.shape[:2])  # fmt: skip
-            self.quick.append(_cut(one, window))
-            total += self.quick[-1].image.size
-            if total >= limit:
-                break
-        self._predictor: Any = None
-
-    def __call__(self, model: Any, epoch: int) -> dict[str, float]:
-        from keras_microseg.metrics.detection import average_precision
-
-        if self._predictor is None or self._predictor.model is not model:
-            from keras_microseg.inference.instances import InstancePredictor
-
-            self._predictor = InstancePredictor(model, self.card)
-        return {"ap50": average_precision(self._score(self._predictor, self.quick)).ap50}
-
-    def full(self, model: Any, min_score: float | None) -> dict[str, float]:
-        """All scores on all validation images, and the threshold with the best F1."""
-        from keras_microseg.inference.instances import InstancePredictor
-        from keras_microseg.metrics.detection import average_precision, match_scored
-
-        scored = self._score(InstancePredictor(model, self.card, large_tiles=True), self.images)
-        precision = average_precision(scored)
-        total = sum(one.iou.shape[1] for one in scored)
-        best = (-1.0, 0.5, 0.0, 0.0)
-        for threshold in [min_score] if min_score else np.round(np.arange(0.1, 0.96, 0.05), 2):
-            hits = found = 0
-            for one in scored:
-                keep = one.scores >= threshold
-                part = one._replace(scores=one.scores[keep], iou=one.iou[keep], ignored=one.ignored[keep])
-                partner = match_scored(part, 0.5)
-                hits += int((partner >= 0).sum())
-                found += int(((partner >= 0) | (part.ignored <= 0.5)).sum())
-            f1 = 2 * hits / max(found + total, 1)
-            if f1 > best[0]:
-                best = (f1, float(threshold), hits / max(found, 1), hits / max(total, 1))
-        return {
-            "ap": precision.ap, "ap50": precision.ap50, "ap75": precision.ap75, "f1": best[0], "precision": best[2],
-            "recall": best[3], "min_score": best[1], "objects": total,
-        }  # fmt: skip
-
-    def _score(self, predictor: Any, images: list[Any]) -> list[Any]:
-        from keras_microseg.metrics.detection import scored_masks
-
-        scored = []
-        for one in images:
-            found = predictor(one.image, min_score=0.05, scale=self.scale, stretched=True)
-            ignore = np.isin(one.layers, np.flatnonzero(one.classes < 0) + 1).any(axis=-1)
-            truth = one.label_image()
-            if found.shape != truth.shape:  # the masks are at the model's scale
-                rows, columns = (
-                    np.minimum(((np.arange(n) + 0.5) * m / n).astype(int), m - 1)
-                    for n, m in zip(found.shape, truth.shape, strict=True)
-                )
-                truth, ignore = truth[np.ix_(rows, columns)], ignore[np.ix_(rows, columns)]
-            masks = [(piece.top, piece.left, piece.mask) for piece in found.found]
-            scored.append(scored_masks(truth, masks, [piece.score for piece in found.found], ignore=ignore))
-        return scored
 
 
 def _reporter(keras: Any, progress: Progress, epochs: int) -> Any:

@@ -70,7 +70,8 @@ def make_settings(arguments: argparse.Namespace, out: Path):
     """Settings of the training, images held back for the scores, and strata of their objects."""
     import ast
 
-    from keras_microseg.workflows.particle_train import ParticleTrainSettings, load_data, split_objects
+    from keras_microseg.workflows.particle_data import load_data, split_objects
+    from keras_microseg.workflows.particle_train import ParticleTrainSettings
 
     changes = {}
     for text in arguments.changes:
@@ -129,8 +130,8 @@ def score(method: str, held: list, model: Path | None, strata: dict) -> dict | N
         seconds += time.perf_counter() - start
         post += extra
         pixels += labels.size
-        ignore = np.isin(one.layers, np.flatnonzero(one.classes < 0) + 1).any(axis=-1)
-        compared.append(compare_labels(Path(one.name).stem, one.label_image(), labels, scores, ignore=ignore))
+        stem = Path(one.name).stem
+        compared.append(compare_labels(stem, one.label_image(), labels, scores, ignore=one.ignored()))
     scores = {name: value[0] for name, value in score_compared(compared, resamples=0).items()}
     if method == "mask_rcnn":  # average precision needs the doubtful ones too, and masks that may overlap
         scores |= ranked(model, held)
@@ -189,13 +190,12 @@ def mask_rcnn(model: Path | None):
 
 def ranked(model: Path, held: list) -> dict:
     """COCO's average precision of all detections with a score of 0.05 or more."""
+    from keras_microseg.inference.detector_scores import DetectorScores
     from keras_microseg.inference.instances import InstancePredictor
     from keras_microseg.metrics.detection import average_precision
-    from keras_microseg.workflows.particle_train import _Scorer
 
     predictor = InstancePredictor(model)
-    scorer = _Scorer(held, predictor.card, float(predictor.card.get("scale", 1.0)))
-    found = average_precision(scorer._score(predictor, held))
+    found = average_precision(DetectorScores(held, predictor.card).compare(predictor))
     return {"ap": found.ap, "ap50": found.ap50, "ap75": found.ap75}
 
 

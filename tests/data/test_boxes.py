@@ -26,6 +26,15 @@ def tiles(one, **changes):
     return DetectionTiles([one], 3, 2, 0, **options)
 
 
+def test_a_part_has_the_objects_that_reach_into_it():
+    one = object_image_from_labels("a", *disc_image())
+    part = one.crop((slice(0, 40), slice(14, 96)))  # the third disc ends at column 77, row 47: it stays, cut
+    assert part.image.shape == (40, 82) and part.classes.tolist() == [1, 1]
+    np.testing.assert_array_equal(part.boxes[0], [11, 0, 30, 16])
+    np.testing.assert_array_equal(part.areas, [(part.layers == k).sum() for k in (1, 2)])
+    assert not part.ignored().any()
+
+
 def test_boxes_and_masks_fit_the_pixels_of_the_tile():
     image, labels = disc_image()
     data = tiles(object_image_from_labels("a", image, labels))

@@ -7,6 +7,7 @@ from keras_microseg.checks import UserError
 from keras_microseg.metrics.detection import (
     ScoredImage,
     average_precision,
+    best_threshold,
     match_scored,
     scored_image,
     scored_masks,
@@ -51,6 +52,19 @@ def test_each_object_is_found_once_and_missed_ones_count():
     one = image([0.9, 0.8], [[0.9, 0, 0], [0.95, 0, 0]])
     assert match_scored(one, 0.5).tolist() == [0, -1]
     assert average_precision([one], (0.5,)).ap50 == pytest.approx(34 / 101)  # recall 1/3: 0, 0.01, ..., 0.33
+
+
+def test_the_threshold_with_the_best_f1_is_found():
+    # hits at 0.9 and 0.6, false alarms at 0.7 and 0.3, one object missed
+    one = image([0.9, 0.7, 0.6, 0.3], [[0.8, 0, 0], [0.1, 0, 0], [0, 0.9, 0], [0, 0, 0.2]])
+    best = best_threshold([one], (0.2, 0.4, 0.5, 0.65, 0.8))
+    assert best.threshold == 0.4  # 2 of 3 found are right, as at 0.5
+    assert (best.precision, best.recall) == pytest.approx((2 / 3, 2 / 3)) and best.f1 == pytest.approx(2 / 3)
+    assert best_threshold([one], (0.8,)) == pytest.approx((0.8, 1, 1 / 3, 0.5))
+    doubtful = one._replace(ignored=np.array([0, 0.9, 0, 0]))
+    assert best_threshold([doubtful, one], (0.5,)).precision == pytest.approx(4 / 5)
+    with pytest.raises(UserError, match="at least one"):
+        best_threshold([one], ())
 
 
 def test_detections_in_ignored_regions_count_neither_way():
