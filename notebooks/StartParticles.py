@@ -24,7 +24,7 @@ OPTIONS = {
     "DATA": "DATA",  # folder with images/ and labels/, or images and an annotation file (VIA, COCO)
     "ANNOTATIONS": None,  # annotation file or folder, when it does not lie in DATA
     "PRESET": "light",  # a CPU; "default" or "gpu": ResNet-50
-    "MINUTES": None,  # time for the training; None: 35 for "light"
+    "MINUTES": None,  # time for the training; None: 10 to 35 for "light", by the amount of images
     "EPOCHS": None,
     "LEARNING_RATE": None,
     "WEIGHTS": None,  # start from this model

@@ -47,7 +47,7 @@ def train(
     out: Out,
     annotations: Annotations = None,
     preset: Annotated[str, typer.Option(help="light (CPU), default (ResNet-50) or gpu (bfloat16).")] = "light",
-    minutes: Annotated[float | None, typer.Option(help="Time for the training. Default: 35 for light.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time for the training. Default of light: 10 to 35.")] = None,
     validation: Annotated[
         list[str] | None, typer.Option("--validation", help="Image kept for validation; repeat. Default: a fifth.")
     ] = None,

@@ -237,9 +237,14 @@ class EpochLoop:
         self.epoch, self.done = epoch + 1, 0
         if self.epoch % self.checkpoint_epochs == 0 or self.epoch == self.epochs or self.stopped:
             self.save()
-        logger.info(
-            "Epoch %d/%d: %s", self.epoch, self.epochs, ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
-        )
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
+        logger.info("Epoch %d/%d: %s%s", self.epoch, self.epochs, shown, self._time_left())
+
+    def _time_left(self) -> str:
+        """'; 12 min left', by the last epochs; nothing at the end or when it is less than a minute."""
+        recent = [row["seconds"] for row in self.history[-5:]]
+        minutes = 0 if self.stopped else sorted(recent)[len(recent) // 2] * (self.epochs - self.epoch) / 60
+        return f"; {minutes:.0f} min left" if minutes >= 1 else ""
 
     def _guard(self, call: Callable, *arguments: Any) -> Any:
         """Its result; None when it asked for the end of the training."""

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MODEL = "model.keras"
 PRESETS = {
-    "light": {"network": "light", "tile": 256, "batch_size": 4, "learning_rate": 1e-3, "minutes": 35.0},
+    "light": {"network": "light", "tile": 256, "batch_size": 4, "learning_rate": 1e-3, "minutes": "auto"},
     "default": {"network": "default", "tile": 512, "batch_size": 2, "learning_rate": 2e-4},
     "gpu": {
         "network": "default",
@@ -45,7 +45,7 @@ class ParticleTrainSettings:
         data: folder with `images/` and `labels/` (or `masks/`), or with images and an annotation file (VIA, COCO), or
             of the images alone when `annotations` is given.
         annotations: annotation file or folder; None = looked for in `data`.
-        preset: "light" (a CPU, 35 minutes), "default" (ResNet-50), "gpu" (the same in bfloat16).
+        preset: "light" (a CPU, 10 to 35 minutes), "default" (ResNet-50), "gpu" (the same in bfloat16).
         categories: names of the classes; empty = those of the annotations when `use_categories`, else one class.
         use_categories: tell the annotations' classes apart.
         validation: share of the images kept for validation, or names of them. Tiles and planes of one specimen stay
@@ -62,7 +62,7 @@ class ParticleTrainSettings:
         schedule: "one-stage", or "heads-then-all": a third of the time for all but the backbone, the rest for all
             layers at a tenth of the learning rate (for pretrained backbones).
         weights: `.keras` file of an earlier detector to start from.
-        minutes: budget; None = none.
+        minutes: budget; "auto" = 10 for a few small images to 35 for 2 megapixels and more; None = none.
         patience: epochs without better average precision until the end; None = never.
         min_score: score from which the trained model reports objects; None = the one with the best F1 on validation.
         mixed_precision: compute in bfloat16.
@@ -88,7 +88,7 @@ class ParticleTrainSettings:
     optimizer: str = "adamw"
     schedule: str = "one-stage"
     weights: str | None = None
-    minutes: float | None = None
+    minutes: float | str | None = None
     patience: int | None = None
     min_score: float | None = None
     mixed_precision: bool = False
@@ -103,7 +103,7 @@ class ParticleTrainSettings:
         for name in ("epochs", "batch_size", "channels", "tile"):
             check_number(name, getattr(self, name), minimum=1, integer=True)
         for name in ("learning_rate", "scale", "minutes"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) is not None and (name, self.minutes) != ("minutes", "auto"):
                 check_number(name, getattr(self, name), minimum=0, exclusive=True)
         if isinstance(self.validation, (int, float)):
             check_number("validation", self.validation, minimum=0, maximum=0.5)
@@ -229,7 +229,13 @@ def train_particles(
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, {**plain(settings), "card": card, "problems": [str(problem) for problem in problems]})
     scorer = DetectorScores(held, card) if held else None
-    history = _train(model, train_data, settings, scorer, card, out, int(seeds[2]), resume, progress)
+    minutes = _fitting_minutes(pixels) if settings.minutes == "auto" else settings.minutes
+    logger.info(
+        "%d images with %d objects to learn from, %d for validation; %s.", len(training), len(sizes), len(held),
+        f"about {minutes:.0f} minutes" if minutes else f"{settings.epochs} epochs",
+    )  # fmt: skip
+    planned = dataclasses.replace(settings, minutes=minutes)
+    history = _train(model, train_data, planned, scorer, card, out, int(seeds[2]), resume, progress)
     stage = "all" if settings.schedule == "heads-then-all" else "train"
     best, _ = load_model(out / stage / "best.keras")
     scores: dict[str, float] = {}
@@ -254,6 +260,11 @@ def _fitting_scale(side: np.ndarray, tile: int) -> float:
     if typical < 14:
         return min(4.0, 20 / typical)
     return 1.0 if large < 0.6 * tile else 0.6 * tile / large
+
+
+def _fitting_minutes(pixels: float) -> float:
+    """A budget that a set of images is worth: few pixels are learned, and then by heart, sooner."""
+    return 10 + 25 * min(1.0, pixels / 2e6)
 
 
 def _take_weights(model: Any, earlier: Any) -> int:
@@ -302,7 +313,7 @@ def _train(
         if settings.patience is not None:
             calls.append(EarlyStopping(monitor, settings.patience))
         if progress is not None:
-            calls.append(_reporter(keras, progress, planned))
+            calls.append(_reporter(keras, progress))
         result = train_detector(
             model, data, epochs=planned, out_dir=out / name, optimizer=optimizer,
             scorers=[scorer] if scorer else [], monitor=monitor,
@@ -313,11 +324,15 @@ def _train(
     return history
 
 
-def _reporter(keras: Any, progress: Progress, epochs: int) -> Any:
+def _reporter(keras: Any, progress: Progress) -> Any:
     class Reporter(keras.callbacks.Callback):
+        def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+            progress("train", 0, self.params["epochs"], "")
+
         def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
             shown = {key: value for key, value in (logs or {}).items() if key in ("loss", "ap50")}
-            progress("train", epoch + 1, epochs, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
+            text = ", ".join(f"{key} {value:.4f}" for key, value in shown.items())
+            progress("train", epoch + 1, self.params["epochs"], text)
 
     return Reporter()
 

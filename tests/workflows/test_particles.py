@@ -11,6 +11,7 @@ from keras_microseg.checks import FileError, UserError
 from keras_microseg.io.annotations import AnnotatedImage, Annotations, trace_labels, write_annotations
 from keras_microseg.models.mask_rcnn import mask_rcnn
 from keras_microseg.models.saving import load_model, save_model
+from keras_microseg.workflows import particle_train
 from keras_microseg.workflows.particle_evaluate import evaluate_particles
 from keras_microseg.workflows.particle_inspect import inspect_particles
 from keras_microseg.workflows.particle_slices import detect_slices
@@ -85,6 +86,20 @@ def test_training_resumes_and_refuses_what_differs(trained, data):
     other = ParticleTrainSettings.of_preset(str(data), **{**TINY, "learning_rate": 0.5})
     with pytest.raises(FileError, match="learning_rate=0.001 -> 0.5"):
         train_particles(other, out, resume=True)
+
+
+def test_the_budget_follows_the_amount_of_images(data):
+    assert ParticleTrainSettings.of_preset(str(data)).minutes == "auto"
+    assert particle_train._fitting_minutes(3 * 96**2) < 11 and particle_train._fitting_minutes(4.7e6) == 35
+    with pytest.raises(UserError, match="minutes"):
+        ParticleTrainSettings.of_preset(str(data), minutes="soon")
+
+
+def test_progress_knows_the_planned_epochs(data, tmp_path):
+    seen = []
+    settings = ParticleTrainSettings.of_preset(str(data), **{**TINY, "epochs": 200, "minutes": 1e-3})
+    train_particles(settings, tmp_path, progress=lambda step, done, total, item: seen.append((done, total)))
+    assert seen == [(0, 1), (1, 1)]  # one epoch, not the 200 that there was no time for
 
 
 def test_coco_and_labels_are_the_same_data(data, tmp_path):
