@@ -7,6 +7,12 @@ The least of several repetitions, wall time, or CPU time with `--cpu` (on a mach
 random, so the number of detections is not that of a trained model, but static shapes make the network's work the same.
 Parts are timed as programs of their own and given as shares of the one tile; suppression is timed alone with 256 and
 with 2000 boxes.
+
+    KERAS_BACKEND=jax python tests/benchmarks/mask_rcnn.py --model MODEL/model.keras --image IMAGE.png
+
+times a trained detector on the first 1024 x 1024 pixels of an image instead: `InstancePredictor` (contrast, tiles,
+network, joining, drawing) after a first image, and what one further image costs `particles detect` from file to labels,
+table and report (three copies against one).
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -103,6 +110,36 @@ def training_step(size: int, batch: int, repetitions: int) -> float:
     return seconds(lambda: model.train_on_batch(data), repetitions)
 
 
+def trained(model: Path, source: Path, repetitions: int) -> None:
+    """Print the seconds of one image of 1024 x 1024 pixels with a trained detector, warm."""
+    from keras_microseg import io
+    from keras_microseg.inference.instances import InstancePredictor
+    from keras_microseg.workflows.segment_images import segment
+
+    image = io.read_grey(io.open_image(source))[:1024, :1024]
+    if image.shape != (1024, 1024):
+        raise SystemExit(f"{source} has less than 1024 x 1024 pixels.")
+    predictor = InstancePredictor(model)
+    options = {"min_score": predictor.card.get("min_score", 0.5), "scale": float(predictor.card.get("scale", 1.0))}
+    runs: list = []
+    total = seconds(lambda: runs.append(predictor(image, **options)), repetitions)
+    best = min(runs[1:], key=lambda run: sum(run.seconds.values()))
+    network, post = best.seconds["network"], best.seconds["post"]
+    print(f"  {len(best.table)} objects, scale {options['scale']}, {total:.3f} s; network {network:.3f}, joining and "
+          f"drawing {post:.3f} ({post / network:.1%} of the network's)", flush=True)  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        times = []
+        for count in (1, 3):
+            images = Path(folder, f"images{count}")
+            images.mkdir()
+            for k in range(count):
+                io.write_image(images / f"{k}.tif", image.astype(np.float32))
+            start = CLOCK[0]()
+            segment(images, Path(folder, f"out{count}"), model=str(model))
+            times.append(CLOCK[0]() - start)
+    print(f"  particles detect, a further image, with table and report: {(times[1] - times[0]) / 2:.3f} s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -112,10 +149,17 @@ def main() -> None:
     parser.add_argument("--train-batch", type=int, default=4)
     parser.add_argument("--no-training", action="store_true")
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--model", type=Path, help="a trained detector: time it on --image, and nothing else")
+    parser.add_argument("--image", type=Path)
     options = parser.parse_args()
     CLOCK[0] = time.process_time if options.cpu else time.perf_counter
     print("CPU time" if options.cpu else "wall time", end=", ")
     print(BACKEND, backend.configure_device(device="cpu", threads=options.threads), flush=True)
+    if options.model is not None:
+        if options.image is None:
+            parser.error("--model needs --image")
+        trained(options.model, options.image, options.repetitions)
+        return
     rng = np.random.default_rng(0)
     image = rng.random((1, 1024, 1024, 1), dtype="float32")
     whole = mask_rcnn(options.preset, tile_size=1024, channels=1)
