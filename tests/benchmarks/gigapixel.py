@@ -8,6 +8,7 @@ The image is a raw file: a 2048 x 2048 synthetic rock repeated by `seek`, so tha
 seconds (`--sizes`; edge in px). Every run is a process of its own, so that its peak memory is its own. A run computes
 as many blocks as fit into `--seconds` (all of them where they do) from the whole width of the image; the rest is
 extrapolated and the fraction printed. Overhead is (total - network) / network without the first, compiling call.
+Workers have one thread each; on a machine that does other things too, compare their CPU time.
 """
 
 from __future__ import annotations
@@ -102,11 +103,13 @@ def measure(args: argparse.Namespace) -> dict:
     if args.workers:
         with connect(args.workers) as client:
             run_on_workers(plan, blocks[: 2 * args.workers], client)  # load and compile
-            start = time.perf_counter()
-            for part in run_on_workers(plan, blocks[2 * args.workers :], client):
+            blocks = blocks[2 * args.workers :]
+            start, spent = time.perf_counter(), cpu_seconds(client)
+            for part in run_on_workers(plan, blocks, client):
                 times.add(part)
             wall = time.perf_counter() - start
-            blocks = blocks[2 * args.workers :]
+            found["cpu_s"] = round(cpu_seconds(client) - spent, 2)
+            found["peak_worker_gb"] = round(max(client.run(peak).values()) / 1e9, 3)
     else:
         engine = MapEngine(plan)
         found["device"] = engine.network.device
@@ -129,6 +132,15 @@ def measure(args: argparse.Namespace) -> dict:
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
         "workers": args.workers,
     }  # fmt: skip
+
+
+def cpu_seconds(client) -> float:
+    """Of all workers and of this process, which schedules."""
+    return sum(client.run(time.process_time).values()) + time.process_time()
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
@@ -188,7 +200,14 @@ def main() -> None:
     if args.workers:
         for workers in sorted({1, args.workers}):
             run(args.sizes[-1], workers=workers, spread=args.spread or 24 * args.workers, threads=1)
-        print(f"{args.workers} workers against one: {rows[-1]['mpx_per_s'] / rows[-2]['mpx_per_s']:.2f} times")
+        one, many = rows[-2:]
+        cost = [row["cpu_s"] / row["pixels"] for row in (one, many)]
+        print(
+            f"{args.workers} workers against one: {many['mpx_per_s'] / one['mpx_per_s']:.2f} times as fast; one had "
+            f"{one['cpu_s'] / one['seconds']:.2f} processors, they {many['cpu_s'] / many['seconds']:.2f}. CPU time per "
+            f"pixel {cost[1] / cost[0]:.3f} times that of one, so {args.workers * cost[0] / cost[1]:.2f} times as fast "
+            "where each has a processor of its own"
+        )
     (args.out / "gigapixel.json").write_text(json.dumps(rows, indent=1))
     if not args.keep:
         shutil.rmtree(args.out / "result", ignore_errors=True)
