@@ -37,25 +37,6 @@ def map_panels(
     return np.concatenate(parts, axis=1)
 
 
-def confusion_figure(table: np.ndarray, names: Sequence[str]) -> Figure:
-    """Shares of each true class that were called each class, with their numbers in the cells."""
-    shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    edge = max(3.2, 0.62 * len(names) + 1.6)
-    figure = Figure(figsize=(max(7.2, edge + 0.4), edge), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in range(len(names)):
-        for column in range(len(names)):
-            value = shares[row, column]
-            text = f"{100 * value:.1f}" if table[row].sum() else "\u2013"
-            axes.text(column, row, text, ha="center", va="center", color="white" if value > 0.55 else "black", size=8)
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted class (% of the true class)")
-    axes.set_ylabel("true class")
-    return figure
-
-
 def fraction_figure(classes: pd.DataFrame) -> Figure:
     """True and predicted area fraction of each class, from `metrics.class_maps.score_maps`."""
     figure = Figure(figsize=(max(7.2, 0.8 * len(classes) + 1.4), 2.9), layout="constrained")

@@ -15,7 +15,7 @@ import pandas as pd
 from keras_microseg.image import PixelSize
 from keras_microseg.report import mineral_figures as figures
 from keras_microseg.report.overlays import draw_scale_bar, unit_text
-from keras_microseg.report.page import Chart, Picture, Section, Table, Text, Widget, write_page
+from keras_microseg.report.page import Chart, Picture, Section, Table, Text, Widget, colour_legend, write_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,20 +90,12 @@ def write_mineral_page(path: str | os.PathLike, record: MineralRecord) -> Path:
 
 def _legend(record: MineralRecord) -> Widget:
     shares = record.tables["fractions"].set_index("class")["share"]
-    swatch = (
-        "display:inline-block;width:1.1em;height:1.1em;border:1px solid #8888;border-radius:3px;"
-        "vertical-align:-0.2em;margin-right:.4em;background:rgb({},{},{})"
-    )
-    entries = "".join(
-        f'<span style="white-space:nowrap;margin-right:1.2em"><span style="{swatch.format(*colour)}"></span>'
-        f"{html.escape(name)} {100 * shares[name]:.1f} %</span>"
-        for name, colour in record.palette.items()
-    )
+    entries = colour_legend({f"{name} {100 * shares[name]:.1f} %": c for name, c in record.palette.items()}).markup
     link = ""
     if record.zoom_link:
         target = html.escape(record.zoom_link, quote=True)
         link = f'<p><a href="{target}">Open the map to zoom into it</a> (full resolution, no server needed)</p>'
-    return Widget(f'<p style="line-height:1.9">{entries}</p>{link}')
+    return Widget(f"{entries}{link}")
 
 
 def _map(record: MineralRecord) -> Section:

@@ -91,6 +91,20 @@ class Widget:
     caption: str = ""
 
 
+def colour_legend(entries: Mapping[str, tuple[int, int, int]]) -> Widget:
+    """Patches of colour with their texts, side by side."""
+    patch = (
+        "display:inline-block;width:1.1em;height:1.1em;border:1px solid #8888;border-radius:3px;"
+        "vertical-align:-0.2em;margin-right:.4em;background:rgb({},{},{})"
+    )
+    shown = "".join(
+        f'<span style="white-space:nowrap;margin-right:1.2em"><span style="{patch.format(*colour)}"></span>'
+        f"{html.escape(text)}</span>"
+        for text, colour in entries.items()
+    )
+    return Widget(f'<p style="line-height:1.9">{shown}</p>')
+
+
 @dataclasses.dataclass(frozen=True)
 class Section:
     """A part of the page with a heading and a link in the menu.

@@ -20,6 +20,15 @@ from keras_microseg.workflows.steps import Progress, RunFolder, Step, run_steps,
 PARTS = ("held-out", "train", "validation", "test", "all")
 METHOD, CONFUSION, CLASSES = "prediction", "confusion.json", "classes.csv"
 _PICTURES = 6
+_OVERALL = {
+    "method": "method", "mean_iou": "mean IoU", "mean_iou_low": "from", "mean_iou_high": "to", "accuracy": "accuracy",
+    "weighted_iou": "weighted IoU", "kappa": "kappa", "mcc": "MCC", "boundary_f1": "boundary F1",
+}  # fmt: skip
+_CLASSES = {
+    "class": "class", "iou": "IoU", "iou_low": "from", "iou_high": "to", "dice": "Dice", "precision": "precision",
+    "recall": "recall", "boundary_f1": "boundary F1", "true_fraction": "true %", "predicted_fraction": "predicted %",
+    "error_points": "error, points",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +170,8 @@ def _report(
     block: int,
 ) -> None:
     from keras_microseg.report import map_figures
-    from keras_microseg.report.page import Chart, Picture, Section, Table, write_page
+    from keras_microseg.report.mineral_figures import confusion_figure
+    from keras_microseg.report.page import Chart, Picture, Section, Table, colour_legend, write_page
 
     overall = pd.DataFrame([{"method": method, **s.overall} for method, s in scores.items()])
     own = scores[METHOD]
@@ -176,22 +186,23 @@ def _report(
             grey[::step, ::step], item.classes[::step, ::step], found[::step, ::step], colours
         )
         panels.append(Picture(shown, f"{item.pair.name}: image, truth, prediction, errors (orange)"))
-    legend = ", ".join(f"{m.name} rgb{tuple(m.colour)}" for m in table.palette.minerals)
+    legend = colour_legend({m.name: tuple(m.colour) for m in table.palette.minerals})
+    classes = own.classes.assign(**{name: 100 * own.classes[name] for name in ("true_fraction", "predicted_fraction")})
     sections = [
         Section("Scores", [
-            Table(overall[["method", "mean_iou", "mean_iou_low", "mean_iou_high", "accuracy", "weighted_iou", "kappa",
-                           "mcc", "boundary_f1"]], "Means over the classes that occur; 95 % intervals from blocks.", 3),
+            Table(overall[list(_OVERALL)].rename(columns=_OVERALL),
+                  "Means over the classes that occur; from, to: 95 % intervals from blocks", 3),
             Chart(map_figures.method_figure({m: s.classes for m, s in scores.items()}), "IoU of every class"),
-            Table(own.classes.drop(columns=["relative_error"]), "Classes of the prediction", 3),
+            Table(classes[list(_CLASSES)].rename(columns=_CLASSES), "Classes of the prediction", 3),
             f"Intervals: blocks of {block} x {block} px drawn with replacement. Bands: "
             + ", ".join(f"without {name.rsplit('_', 1)[1]} px along boundaries mean IoU {value:.3f}"
                         for name, value in own.overall.items() if "band" in name) + ".",
         ]),
         Section("Confusion", [
-            Chart(map_figures.confusion_figure(matrix, table.names), "Confusion matrix of the prediction"),
+            Chart(confusion_figure(matrix, table.names), "Percent of each true class"),
             Chart(map_figures.fraction_figure(own.classes), "Area fractions; numbers are errors in points"),
         ]),
-        Section("Images", [f"Colours: {legend}.", *panels, Table(samples, "Every image", 3)]),
+        Section("Images", [legend, *panels, Table(samples, "Every image", 3)]),
     ]  # fmt: skip
     cards = {
         "Mean IoU": own.overall["mean_iou"],
