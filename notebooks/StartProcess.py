@@ -45,8 +45,8 @@ def read_options(arguments: list[str]) -> dict:
     return options
 
 
-def show(step: str, done: int, total: int, item: str) -> None:
-    print(f"\r{step:<10} {done}/{total} {item:<40}", end="\n" if done == total else "", flush=True)
+def show(step: str, done: float, total: int, item: str) -> None:
+    print(f"\r{step:<10} {int(done)}/{total} {item:<40}", end="\n" if done == total else "", flush=True)
 
 
 if __name__ == "__main__":

@@ -179,3 +179,42 @@ def test_unknown_backend_and_damaged_model(images):
     done = program("segment", images / "in", "--out", images / "out", "--model", images / "m.keras")
     assert done.returncode == 1 and "m.keras" in done.stderr and "Traceback" not in done.stderr
     assert "Backend: " in done.stderr
+
+
+class TestProgress:
+    """Time left, on a terminal and elsewhere."""
+
+    def test_time_left_of_long_items(self):
+        from keras_microseg.cli.shared import TimeLeft
+
+        now = [0.0]
+        left = TimeLeft(2, clock=lambda: now[0])  # resumed: two epochs were done before
+        left.update(2)
+        assert left.words(12) == ""
+        now[0] = 90.0  # longer than the half minute that rich looks back
+        left.update(3)
+        assert left.words(12) == "0:13:30 left"
+        now[0] = 120.0  # the clock goes on within the next epoch
+        assert left.words(12) == "0:13:00 left"
+        now[0] = 1000.0  # it takes longer than the epoch before
+        assert left.words(12) == "2:30:00 left"
+        left.update(0)  # a second training under the same name
+        assert left.words(12) == ""
+
+    def test_lines_where_there_is_no_terminal(self, capsys, monkeypatch):
+        from keras_microseg.cli import shared
+
+        monkeypatch.setattr(shared, "_SECONDS_BETWEEN_LINES", 0.0)
+        with shared.show_progress() as show:
+            show("train", 0, 4, "epochs")
+            show("train", 1.5, 4, "epochs, loss 0.5")
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0] == "train 0/4, epochs"
+        assert lines[1].startswith("train 1/4, epochs, loss 0.5, 0:00:00 left")
+
+    def test_quick_runs_print_no_lines(self, capsys):
+        from keras_microseg.cli import shared
+
+        with shared.show_progress() as show:
+            show("measure", 1, 4, "a.tif")
+        assert capsys.readouterr().err == ""

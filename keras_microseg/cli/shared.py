@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import datetime
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import typer.core
+
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 class Group(typer.core.TyperGroup):
@@ -100,21 +104,78 @@ def open_console(*, stdout: bool = False) -> Any:
     return console if console.is_terminal else Console(stderr=not stdout, width=120)
 
 
+class TimeLeft:
+    """How long a step still takes, by what it has done since it began or, resumed, went on.
+
+    Args:
+        done: what was done when it began.
+        clock: seconds.
+    """
+
+    def __init__(self, done: float = 0, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self._start = self._last = (clock(), done)
+
+    def update(self, done: float) -> None:
+        if done < self._last[1]:  # a second training under the same name
+            self._start = (self.clock(), done)
+        self._last = (self.clock(), done)
+
+    def seconds(self, total: float) -> float | None:
+        """Seconds until `total` is done; None while nothing tells."""
+        moved = self._last[1] - self._start[1]
+        if moved <= 0:
+            return None
+        each, now = (self._last[0] - self._start[0]) / moved, self.clock()
+        left = (total - self._last[1]) * each - (now - self._last[0])
+        # slower than before: by the mean until now
+        return left if left > 0 else (total - self._last[1]) * (now - self._start[0]) / moved
+
+    def words(self, total: float) -> str:
+        """`"0:12:30 left"`, or nothing while nothing tells."""
+        seconds = self.seconds(total)
+        return "" if seconds is None else f"{datetime.timedelta(seconds=round(seconds))} left"
+
+
 @contextlib.contextmanager
 def show_progress() -> Iterator[Any]:
-    """A progress bar on a terminal, else None."""
+    """Shows how far a run is: bars on a terminal; elsewhere a line on stderr each minute, for logs and notebooks."""
     console = open_console()
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    left: dict[str, TimeLeft] = {}
 
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[item]}", markup=False))  # fmt: skip
+    def note(step: str, done: float) -> TimeLeft:
+        left.setdefault(step, TimeLeft(done)).update(done)
+        return left[step]
+
+    if not console.is_terminal:
+        told = time.monotonic()
+
+        def tell(step: str, done: float, total: int, item: str) -> None:
+            nonlocal told
+            remaining = note(step, done)
+            if time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                words = [f"{step} {int(done)}/{total}", item, remaining.words(total)]
+                typer.echo(", ".join(filter(None, words)), err=True)
+
+        yield tell
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+    from rich.text import Text
+
+    class Remaining(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Any) -> Text:
+            return Text(left[task.description].words(task.total or 0), style="progress.remaining")
+
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(),
+               TextColumn("{task.fields[item]}", markup=False), Remaining())  # fmt: skip
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
 
-        def show(step: str, done: int, total: int, item: str) -> None:
+        def show(step: str, done: float, total: int, item: str) -> None:
+            note(step, done)
             if step not in tasks:
                 tasks[step] = bars.add_task(step, total=total, item=item)
             bars.update(tasks[step], completed=done, total=total, item=item)

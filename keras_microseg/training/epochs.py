@@ -148,7 +148,7 @@ class EpochLoop:
         self.training.set_state(state)
         self.training.set_arrays(state.get("arrays", {}))
         for callback, kept in zip(self.callbacks, state["callbacks"], strict=False):
-            if kept is not None:
+            if kept is not None and hasattr(callback, "set_state"):
                 callback.set_state(kept)
         logger.info("Going on after epoch %d, step %d (%s).", self.epoch, self.done, self.checkpoint)
 

@@ -13,6 +13,9 @@ import keras
 from keras_microseg.backend import parallel
 from keras_microseg.training import supervised
 from keras_microseg.training.epoch_files import EpochFiles
+from keras_microseg.training.progress import EpochProgress
+
+_SHOWN = ("loss", "val_loss", "val_dice")
 
 
 class Task(Protocol):
@@ -28,7 +31,7 @@ def train_on_devices(
     out_dir: str | Path,
     *,
     resume: bool = False,
-    progress: Callable[[str, int, int, str], None] | None = None,
+    progress: Callable[[str, float, int, str], None] | None = None,
 ) -> supervised.TrainingResult:
     """`supervised.train` with every batch shared out between `devices`; see `backend.parallel`.
 
@@ -52,7 +55,7 @@ def _train(index: int, task: Task, out_dir: str, resume: bool, progress: Any) ->
         if isinstance(callback, EpochFiles):
             callback.out_dir = out_dir
     if progress is not None:
-        options["callbacks"] = [*options.get("callbacks", []), _Reporter(progress, options["epochs"])]
+        options["callbacks"] = [*options.get("callbacks", []), EpochProgress(progress, shown=_SHOWN)]
     if index == 0:
         return supervised.train(out_dir=out_dir, resume=resume, **options)
     with tempfile.TemporaryDirectory(prefix="keras_microseg_") as folder:  # other processes leave no files
@@ -61,15 +64,3 @@ def _train(index: int, task: Task, out_dir: str, resume: bool, progress: Any) ->
             shutil.copyfile(checkpoint, Path(folder) / supervised.CHECKPOINT)
         options["callbacks"] = [c for c in options.get("callbacks", []) if not isinstance(c, EpochFiles)]
         return supervised.train(out_dir=folder, resume=resume, **options)
-
-
-class _Reporter(keras.callbacks.Callback):
-    """Tells a workflow's progress bar of every epoch."""
-
-    def __init__(self, progress: Callable[[str, int, int, str], None], epochs: int):
-        super().__init__()
-        self.progress, self.epochs = progress, epochs
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        shown = {key: value for key, value in (logs or {}).items() if key in ("loss", "val_loss", "val_dice")}
-        self.progress("train", epoch + 1, self.epochs, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))

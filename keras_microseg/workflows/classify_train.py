@@ -333,8 +333,8 @@ def _fit_pixels(training, class_list, settings, out, facts, resume, progress):
     from keras_microseg.inference.pixel_classes import TASK, PixelClassifier
     from keras_microseg.inference.scale import median_diameter
     from keras_microseg.training import supervised
+    from keras_microseg.training.progress import EpochProgress
     from keras_microseg.training.schedules import OptimizerSettings
-    from keras_microseg.workflows.train_segmentation import _reporter
 
     size = len(class_list)
     missing = [name for k, name in enumerate(class_list.names) if not facts["examples"][k]]
@@ -376,7 +376,7 @@ def _fit_pixels(training, class_list, settings, out, facts, resume, progress):
         optimizer=OptimizerSettings(learning_rate=settings.learning_rate, warmup_epochs=min(1.0, settings.epochs / 10)),
         seed=settings.seed,
         resume=resume,
-        callbacks=[_reporter(keras, progress, settings.epochs)] if progress else [],
+        callbacks=[EpochProgress(progress)] if progress else [],
         checkpoint_steps=50,
         card=card,
     )

@@ -214,6 +214,7 @@ def train(
     from keras_microseg.models import delta_net as networks
     from keras_microseg.models.saving import load_model
     from keras_microseg.training import supervised
+    from keras_microseg.training.progress import EpochProgress
     from keras_microseg.training.schedules import OptimizerSettings
 
     out = Path(out)
@@ -275,7 +276,7 @@ def train(
         resume=resume,
         patience=settings.patience,
         mixed_precision=settings.mixed_precision,
-        callbacks=[*([_reporter(keras, progress, settings.epochs)] if progress else []), *callbacks],
+        callbacks=[*callbacks, *([EpochProgress(progress, shown=("loss", "val_f1"))] if progress else [])],
         checkpoint_steps=50,
         card=card,
     )
@@ -324,12 +325,3 @@ class VideoScores:
             for task, matrix in matrices.items():
                 scores[f"val_{task}_{video.name}"] = published_f1(matrix)
         return {"val_f1": float(np.mean(list(scores.values()))), **scores}
-
-
-def _reporter(keras: Any, progress: Progress, epochs: int) -> Any:
-    class Reporter(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            shown = {key: value for key, value in (logs or {}).items() if key in ("loss", "val_f1")}
-            progress("train", epoch + 1, epochs, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
-
-    return Reporter()

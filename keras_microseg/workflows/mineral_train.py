@@ -313,17 +313,20 @@ def _fit(
     card: Mapping[str, Any],
     progress: Progress | None,
 ) -> Any:
-    import keras
-
     from keras_microseg.training import supervised
+    from keras_microseg.training.progress import EpochProgress
     from keras_microseg.training.schedules import OptimizerSettings, TimeBudget
 
     options = dict(settings.optimizer)
-    callbacks = [_reporter(keras, progress, settings.epochs)] if progress else []
+    callbacks: list[Any] = []
+    budget = None
     if settings.minutes is not None:
         rate, final = options.get("learning_rate", 1e-3), options.get("final_factor", 0.01)
-        callbacks.insert(0, TimeBudget(settings.minutes, rate, final))
+        budget = TimeBudget(settings.minutes, rate, final)
+        callbacks.append(budget)
         options = {**options, "schedule": "constant", "warmup_epochs": 0.0}
+    if progress is not None:
+        callbacks.append(EpochProgress(progress, shown=("loss", "val_mean_iou"), budget=budget))
     return supervised.train(
         model,
         data,
@@ -386,12 +389,3 @@ def _check_folder(out: Path, settings: TrainSettings, *, resume: bool, overwrite
     if not path.is_file():
         return
     refuse_other_training(out, settings, resume=resume, free=("epochs", "workers", "tensorboard"))
-
-
-def _reporter(keras: Any, progress: Progress, epochs: int) -> Any:
-    class Reporter(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            shown = {key: value for key, value in (logs or {}).items() if key in ("loss", "val_mean_iou")}
-            progress("train", epoch + 1, epochs, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
-
-    return Reporter()

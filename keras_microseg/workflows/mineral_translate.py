@@ -35,6 +35,7 @@ from keras_microseg.workflows.steps import (
     run_steps,
     write_json,
 )
+from keras_microseg.workflows.training_folders import epoch_progress
 
 __all__ = ["PRESETS", "TranslateSettings", "build", "preset", "read_parts", "train"]
 
@@ -196,7 +197,7 @@ def _train(folder: RunFolder) -> None:
         scorers=[scorer],
         monitor=scorer.monitor,
         monitor_mode=scorer.mode,
-        callbacks=[SamplePictures(shown, out / "previews"), *_reporters(folder, settings.epochs)],
+        callbacks=[SamplePictures(shown, out / "previews"), *epoch_progress(folder, "train")],
         checkpoint_steps=100,
         workers=1,
         cards={"generator": plain(card)},
@@ -228,9 +229,3 @@ def _evaluate(folder: RunFolder) -> None:
 
 def _normalizers(rule: dict[str, Any], images: Sequence[Any]) -> list[Normalizer]:
     return mineral_train.normalize(mineral_train.TrainSettings(".", normalization="fixed"), images, rule)[1]
-
-
-def _reporters(folder: RunFolder, epochs: int) -> list[Any]:
-    from keras_microseg.workflows.sem_particles.translation import progress_callbacks
-
-    return progress_callbacks(folder, "train", epochs)

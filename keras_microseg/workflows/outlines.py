@@ -63,10 +63,9 @@ def train_outlines(
         UserError: fewer than 4 outlines; settings that differ from those of the run to resume; nothing generated is a
             particle.
     """
-    import keras
-
     from keras_microseg.report.outlines import write_outline_report
     from keras_microseg.training.outlines import generate_outlines, outline_settings, train_generator
+    from keras_microseg.training.progress import EpochProgress
 
     settings = outline_settings(settings)
     if not isinstance(outlines, OutlineSet):
@@ -81,13 +80,9 @@ def train_outlines(
     if len(outlines) < ADVISED:
         warnings.append(f"Only {len(outlines)} outlines: the network may merely copy them. About 40 are advised.")
 
-    class Report(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if progress:
-                progress("outlines", epoch + 1, settings.epochs, f"epoch {epoch + 1}")
-
+    reporters = [EpochProgress(progress, "outlines")] if progress else []
     result = train_generator(
-        outlines, out_dir / "training", settings, seed=seed, resume=resume, callbacks=(*callbacks, Report())
+        outlines, out_dir / "training", settings, seed=seed, resume=resume, callbacks=(*callbacks, *reporters)
     )
     generated = generate_outlines(result.paths["generator"], settings.samples, seed=seed)
     comparison = compare_outlines(outlines, generated, seed=seed)

@@ -290,9 +290,8 @@ def _train(
     resume: bool,
     progress: Progress | None,
 ) -> list[dict[str, float]]:
-    import keras
-
     from keras_microseg.training.detection import train_detector
+    from keras_microseg.training.progress import EpochProgress
     from keras_microseg.training.schedules import EarlyStopping, OptimizerSettings
 
     rate, epochs, minutes = settings.learning_rate, settings.epochs, settings.minutes
@@ -313,7 +312,7 @@ def _train(
         if settings.patience is not None:
             calls.append(EarlyStopping(monitor, settings.patience))
         if progress is not None:
-            calls.append(_reporter(keras, progress))
+            calls.append(EpochProgress(progress, shown=("loss", "ap50")))
         result = train_detector(
             model, data, epochs=planned, out_dir=out / name, optimizer=optimizer,
             scorers=[scorer] if scorer else [], monitor=monitor,
@@ -322,19 +321,6 @@ def _train(
         )  # fmt: skip
         history += result.history
     return history
-
-
-def _reporter(keras: Any, progress: Progress) -> Any:
-    class Reporter(keras.callbacks.Callback):
-        def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-            progress("train", 0, self.params["epochs"], "")
-
-        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            shown = {key: value for key, value in (logs or {}).items() if key in ("loss", "ap50")}
-            text = ", ".join(f"{key} {value:.4f}" for key, value in shown.items())
-            progress("train", epoch + 1, self.params["epochs"], text)
-
-    return Reporter()
 
 
 def _claim(out: Path, settings: ParticleTrainSettings, *, resume: bool, overwrite: bool) -> None:

@@ -36,8 +36,9 @@ MANIFEST, SETTINGS = "manifest.json", "settings.json"
 PACKAGES = ("numpy", "scipy", "scikit-image", "pandas", "tifffile", "imagecodecs", "pillow", "matplotlib", "keras")
 FRAMEWORKS = ("jax", "torch", "tensorflow", "tensorflow-cpu")
 
-Progress = Callable[[str, int, int, str], None]
-"""Called as `progress(step, done, total, item)` before each item and once at the end."""
+Progress = Callable[[str, float, int, str], None]
+"""Called as `progress(step, done, total, item)` before each item and once at the end; `done` is a fraction within an
+epoch of a training."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,6 +140,7 @@ def train(
     from keras_microseg.io.pairing import pair_files
     from keras_microseg.training import supervised
     from keras_microseg.training.previews import PreviewPictures
+    from keras_microseg.training.progress import EpochProgress
     from keras_microseg.training.schedules import OptimizerSettings
 
     training, held = split_pairs(pair_files(data), chosen.validation, chosen.seed)
@@ -191,7 +192,7 @@ def train(
         mixed_precision=chosen.mixed_precision,
         callbacks=[
             PreviewPictures((validation_data or train_data)[0], out / "previews", every=max(1, chosen.epochs // 10)),
-            *([_reporter(keras, progress, chosen.epochs)] if progress else []),
+            *([EpochProgress(progress, shown=("loss", "val_loss"))] if progress else []),
         ],
         checkpoint_steps=50,
         workers=1,
@@ -262,12 +263,3 @@ def _check_folder(out: Path, settings: TrainSettings, *, resume: bool, overwrite
     if not path.is_file() or (overwrite and not resume):
         return
     refuse_other_training(out, settings, resume=resume)
-
-
-def _reporter(keras: Any, progress: Progress, epochs: int) -> Any:
-    class Reporter(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-            shown = {key: value for key, value in (logs or {}).items() if key in ("loss", "val_loss")}
-            progress("train", epoch + 1, epochs, ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
-
-    return Reporter()

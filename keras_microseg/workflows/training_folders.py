@@ -1,4 +1,4 @@
-"""The folder of a training: what it holds already, and whether the settings are those of an earlier part."""
+"""The folder of a training: what it holds already, whether the settings are those of an earlier part, its progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_microseg.checks import FileError
-from keras_microseg.workflows.steps import plain, read_json
+from keras_microseg.workflows.steps import RunFolder, plain, read_json
 
 
 def refuse_other_training(
@@ -40,3 +40,12 @@ def refuse_other_training(
         raise FileError(
             out, f"holds a training with other settings ({'; '.join(changed)}).", "Repeat them, or --overwrite."
         )
+
+
+def epoch_progress(folder: RunFolder, step: str) -> list[Any]:
+    """A callback that reports the epochs of `step` to the progress of a run; none where nobody asked for it."""
+    if folder.progress is None:
+        return []
+    from keras_microseg.training.progress import EpochProgress
+
+    return [EpochProgress(folder.progress, step)]

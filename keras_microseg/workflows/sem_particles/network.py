@@ -13,9 +13,10 @@ from keras_microseg.checks import FileError
 from keras_microseg.workflows import segment_images
 from keras_microseg.workflows.sem_particles.look import read_facts
 from keras_microseg.workflows.sem_particles.settings import Settings
-from keras_microseg.workflows.sem_particles.translation import kept_pairs, progress_callbacks
+from keras_microseg.workflows.sem_particles.translation import kept_pairs
 from keras_microseg.workflows.steps import RunFolder, now, plain, run_facts
 from keras_microseg.workflows.train_segmentation import split_pairs, working_scale
+from keras_microseg.workflows.training_folders import epoch_progress
 
 INSTANCES, BINARY = ("foreground", "boundary", "distance"), ("foreground",)
 MODEL, NETWORK, SEGMENTATION = "model.keras", "network", "segmentation"
@@ -118,7 +119,7 @@ def train_network(folder: RunFolder) -> None:
         mixed_precision=chosen.mixed_precision,
         callbacks=[
             PreviewPictures(validation[0], out / "previews"),
-            *progress_callbacks(folder, "train", chosen.epochs),
+            *epoch_progress(folder, "train"),
         ],
         checkpoint_steps=25,
         workers=1,

@@ -18,6 +18,7 @@ from keras_microseg.segmentation.labeling import cut_touching
 from keras_microseg.workflows.sem_particles.look import read_facts, usable_images
 from keras_microseg.workflows.sem_particles.settings import Settings, TranslationSettings
 from keras_microseg.workflows.steps import RunFolder, read_json, write_json
+from keras_microseg.workflows.training_folders import epoch_progress
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +125,8 @@ def train_translation(folder: RunFolder) -> None:
         scorers=[scores],
         callbacks=[
             SamplePictures([array[:4] for array in judged], out / "previews"),
-            *progress_callbacks(folder, "translate", chosen.epochs),
             StopOnDrift(),
+            *epoch_progress(folder, "translate"),
         ],
         checkpoint_steps=50,
         workers=1,
@@ -252,19 +253,3 @@ def kept_pairs(folder: RunFolder) -> list[Any]:
     names = read_json(folder.path / "pairs.json")["kept"]
     root = folder.path / PAIRS
     return [Pair(root / "images" / f"{name}.tif", root / "labels" / f"{name}.tif") for name in names]
-
-
-def progress_callbacks(folder: RunFolder, step: str, epochs: int) -> list[Any]:
-    """A callback that reports epochs to the run's progress."""
-    if folder.progress is None:
-        return []
-    import keras
-
-    class Reporter(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            folder.progress(step, epoch, epochs, f"epoch {epoch + 1}")
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            folder.progress(step, epoch + 1, epochs, "")
-
-    return [Reporter()]
