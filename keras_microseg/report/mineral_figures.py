@@ -66,7 +66,7 @@ def representative_figure(area: pd.DataFrame, grown: pd.DataFrame, colours: Mapp
     style_axes(shares)
     style_axes(off)
     _plain_log(off)
-    _legend(shares)
+    _legend(shares, beside=True)
     return figure
 
 
@@ -123,7 +123,7 @@ def distance_figure(two_point: pd.DataFrame, path: pd.DataFrame, colours: Mappin
     style_axes(left)
     style_axes(right)
     _plain_log(right, only_y=True)
-    _legend(left)
+    _legend(left, beside=True)
     return figure
 
 
@@ -186,10 +186,16 @@ def _plain_log(ax: object, *, only_x: bool = False, only_y: bool = False) -> Non
         axis.set_minor_formatter(NullFormatter())
 
 
-def _legend(ax: object) -> None:
-    handles, _ = ax.get_legend_handles_labels()
-    if handles:
-        ax.legend(frameon=False, fontsize=8, labelcolor=INK)
+def _legend(ax: object, *, beside: bool = False) -> None:
+    """Names of the lines of an axes; `beside`: at the right of the whole figure, for both of its axes."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
+    options = {"frameon": False, "fontsize": 8, "labelcolor": INK}
+    if beside:
+        ax.figure.legend(handles, labels, loc="outside right center", **options)
+    else:
+        ax.legend(**options)
 
 
 def _part(colour: Colour) -> tuple[float, float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from keras_microseg.workflows.steps import Progress, RunFolder, Step, run_steps,
 PARTS = ("held-out", "train", "validation", "test", "all")
 METHOD, CONFUSION, CLASSES = "prediction", "confusion.json", "classes.csv"
 _PICTURES = 6
+_MISSED = 0.4  # recall of a class whose outlines say nothing any more
 _OVERALL = {
     "method": "method", "mean_iou": "mean IoU", "mean_iou_low": "from", "mean_iou_high": "to", "accuracy": "accuracy",
     "weighted_iou": "weighted IoU", "kappa": "kappa", "mcc": "MCC", "boundary_f1": "boundary F1",
@@ -145,6 +147,31 @@ def _evaluate(folder: RunFolder) -> None:
         {"classes": names, "rows": "true", "columns": "predicted", "block": block, "regions": tallies[METHOD].blocks},
     )
     _report(folder, scores, tallies[METHOD].matrix, pd.DataFrame(samples), pictures, table, block)
+
+
+def doubts(folder: Path) -> list[str]:
+    """What a reader of the map should know, from its scores: other methods are as good, classes are missed.
+
+    Args:
+        folder: of `evaluate`.
+    """
+    overall = pd.read_csv(folder / "scores.csv").set_index("method")["mean_iou"]
+    classes = pd.read_csv(folder / CLASSES)
+    found, others = [], overall.drop(METHOD)
+    if len(others) and others.max() >= overall[METHOD]:
+        found.append(
+            f"On held-out tiles the {others.idxmax()} method has a mean IoU of {others.max():.2f}, this map "
+            f"{overall[METHOD]:.2f}. A network that is no better has not learned enough: train it longer."
+        )
+    own = classes[(classes["method"] == METHOD) & (classes["true_fraction"] > 0)]
+    missed = own[own["recall"] < _MISSED]
+    if len(missed):
+        shown = ", ".join(f"{row['class']} ({100 * row['recall']:.0f} %)" for row in missed.to_dict("records"))
+        found.append(
+            f"Of these classes the map shows only a part (recall): {shown}. Their shares are corrected for it; their "
+            "contacts, chords and grain sizes are not, and mean little."
+        )
+    return found
 
 
 def _baselines(case: Case, seed: int) -> dict[str, Callable[[int, Any], np.ndarray]]:

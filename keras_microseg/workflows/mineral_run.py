@@ -48,7 +48,7 @@ class MineralRunSettings:
         palette: of the map; None = the 24 colours of the package.
         references: tables to compare with, see `QuantifySettings`.
         clean, register, tiles, train, predict, quantify: changes to the settings of the steps; `train` also knows
-            `preset`.
+            `preset`, and hardly varies grey values unless told to (`mineral_train_settings.SAME_GREY`).
     """
 
     sem: str
@@ -189,9 +189,10 @@ def _predict_thresholds(folder: RunFolder) -> None:
 
 def _train(folder: RunFolder) -> None:
     from keras_microseg.workflows import mineral_train
-    from keras_microseg.workflows.mineral_train_settings import preset
+    from keras_microseg.workflows.mineral_train_settings import SAME_GREY, preset
 
-    changes = dict(folder.settings.train)
+    # one micrograph: every class where it occurs, at its own grey values
+    changes = {"augment": SAME_GREY, "focus": 0.0, **folder.settings.train}
     name, data = changes.pop("preset", "cpu"), str(folder.path / "tiles")
     edge = read_json(folder.path / "tiles" / mineral_tiles.TILES)["tile"]
     changes.setdefault("tile", min(edge // 32 * 32, 256 if name == "gpu" else 128))
@@ -277,6 +278,8 @@ def _report(folder: RunFolder) -> None:
         warnings.append(f"Not in the training tiles, so never predicted: {', '.join(tiles['absent_from_training'])}.")
     if registration["held_out_p95"] > 1:
         warnings.append("The registration is off by more than a map pixel in places: see the section below.")
+    if (folder.path / "evaluate" / mineral_evaluate.CONFUSION).is_file():
+        warnings += mineral_evaluate.doubts(folder.path / "evaluate")
     method = (
         "Each grey value has the class that is most frequent there in the training tiles (no network)."
         if asked.method == "thresholds"

@@ -9,6 +9,9 @@ from typing import Any
 from keras_microseg.checks import UserError, check_choice, check_number
 
 NORMALIZATIONS = ("fixed", "percentile")
+SAME_GREY = {"zoom": 1.1, "contrast": 0.1, "gamma": 0.1, "noise": 0.01, "blur": 0.3}
+"""Augmentation where grey values mean the same everywhere (one instrument, fields evened out): minerals that differ by
+a few grey values, or by a faint texture, stay apart."""
 REGIMES = ("fine-tune", "frozen", "random", "two-stage")
 
 

@@ -29,6 +29,7 @@ from keras_microseg.cli.shared import parse_changes  # noqa: E402
 from keras_microseg.simulation import RockSettings  # noqa: E402
 from keras_microseg.simulation.rock_files import write_rock_pairs  # noqa: E402
 from keras_microseg.workflows import mineral_evaluate, mineral_train  # noqa: E402
+from keras_microseg.workflows.mineral_train_settings import SAME_GREY  # noqa: E402
 from keras_microseg.workflows.steps import read_json  # noqa: E402
 
 PALETTE = "id,name,colour,takes_others\n0,matrix,#808080,yes\n1,secondary,#0000ff,\n2,tertiary,#ff0000,\n"
@@ -43,8 +44,6 @@ GPU = {
     },
     "rock": {"filters": (32, 64, 128, 256, 256), "steps_per_epoch": 60, "epochs": 60},
 }
-# What tells quartz from albite is a faint texture.
-TEXTURE = {"zoom": 1.1, "contrast": 0.1, "gamma": 0.1, "noise": 0.01, "blur": 0.3}
 # Layers lie flat in a cross section: up is not down. Grey levels differ from image to image.
 LAYERS = {
     "flips": "mirror",
@@ -77,7 +76,7 @@ def settings_of(data: str, options: argparse.Namespace) -> mineral_train.TrainSe
     changes: dict = {"seed": options.seed, "minutes": options.minutes}
     if data == "rock":
         folder = rock_folder(Path(options.out) / "rock", options.size)
-        changes |= {"normalization": "fixed", "focus": 0.0, "augment": TEXTURE}
+        changes |= {"normalization": "fixed", "focus": 0.0, "augment": SAME_GREY}
     else:
         folder = Path(options.root) / folder
     if data == "superalloy":

@@ -49,8 +49,10 @@ def main() -> None:
     parser.add_argument("--method", default="network")
     parser.add_argument("--preset", default="cpu")
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--epochs", type=int, help="instead of minutes: the same training on a busy machine")
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
+    length = {"epochs": options.epochs} if options.epochs else {"minutes": options.minutes, "epochs": 400}
     for seed in range(options.seeds):
         folder = options.out / f"rock{seed}"
         shape = (options.edge, options.edge)
@@ -61,7 +63,7 @@ def main() -> None:
         start = time.perf_counter()
         asked = mineral_run.MineralRunSettings(
             str(folder / "sem.tif"), str(folder / "map.png"), options.method, palette=str(folder / "palette.csv"),
-            train={"preset": options.preset, "minutes": options.minutes, "epochs": 400},
+            train={"preset": options.preset, **length},
         )  # fmt: skip
         run = mineral_run.run(asked, folder / options.method, resume=True).path
         spent = time.perf_counter() - start

@@ -27,8 +27,7 @@ from keras_microseg.data.map_tiles import block_modes  # noqa: E402
 from keras_microseg.simulation import RockSettings  # noqa: E402
 from keras_microseg.simulation.rock_files import write_rock_pairs  # noqa: E402
 from keras_microseg.workflows import mineral_evaluate, mineral_train  # noqa: E402
-
-TEXTURE = {"zoom": 1.1, "contrast": 0.1, "gamma": 0.1, "noise": 0.01, "blur": 0.3}
+from keras_microseg.workflows.mineral_train_settings import SAME_GREY  # noqa: E402
 
 
 def variants(labels: int) -> dict[str, dict]:
@@ -71,7 +70,7 @@ def main() -> None:
         if options.only and name not in options.only:
             continue
         folder, start = options.out / f"{name}{options.labels}_{options.seed}", time.process_time()
-        common = {"normalization": "fixed", "focus": 0.0, "augment": TEXTURE, "epochs": options.epochs}
+        common = {"normalization": "fixed", "focus": 0.0, "augment": SAME_GREY, "epochs": options.epochs}
         settings = mineral_train.preset("cpu", str(data), seed=options.seed, **common, **changes)
         done = mineral_train.train(settings, folder / "model", resume=True)
         spent = time.process_time() - start

@@ -121,6 +121,8 @@ def test_from_the_pair_to_the_report_without_training(pair, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     for part in ("Fractions", "Representative area", "Grains", "Registration", "Errors of classification", "helium"):
         assert part in page
+    # thresholds find hardly any albite: the page warns of its contacts and sizes
+    assert "only a part (recall): albite" in page and "mean little" in page
     again = CliRunner().invoke(app, [*arguments, "--resume"])
     assert again.exit_code == 0 and "Porosity" in again.output
     refused = CliRunner().invoke(app, arguments)
