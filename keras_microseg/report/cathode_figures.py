@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from skimage.segmentation import find_boundaries
 
 from keras_microseg.image import Image
 from keras_microseg.measurement.group_tests import group_means, order_groups
@@ -23,7 +24,7 @@ def value_against_figure(table: pd.DataFrame, value: str, against: str, *, by: s
     Args:
         table: particles, units in `attrs["units"]`.
         value: column of the y axis.
-        against: column of the x axis; logarithmic for volumes.
+        against: column of the x axis; logarithmic for volumes that differ by more than a factor of 5.
         by: column whose groups get colours.
     """
     figure, axes = _figure()
@@ -36,11 +37,10 @@ def value_against_figure(table: pd.DataFrame, value: str, against: str, *, by: s
         parts = np.array_split(pairs.to_numpy(), min(8, len(pairs) // 6))
         medians = np.array([np.median(part, axis=0) for part in parts])
         axes.plot(*medians.T, color=INK, linewidth=1.6, marker="s", markersize=4, label="median of classes")
-    if pairs[against].gt(0).all() and against in ("volume", "filled_volume") and len(pairs):
-        axes.set_xscale("log")
+    is_volume = against in ("volume", "filled_volume") and len(pairs) and pairs[against].gt(0).all()
     axes.set_xlabel(_name(table, against))
     axes.set_ylabel(_name(table, value))
-    _finish(figure, axes)
+    _finish(figure, axes, log=bool(is_volume and pairs[against].max() > 5 * pairs[against].min()))
     return figure
 
 
@@ -155,13 +155,9 @@ def detachment_map(labels: Image, phases: np.ndarray | None, values: pd.Series, 
     if phases is not None:
         inside &= ~np.isin(phases, [*roles.get("crack", ()), *roles.get("void", ())])
     picture[inside] = colors[index.reshape(plane.shape)[inside]].astype(np.uint8)
-    edge = np.zeros(plane.shape, bool)
-    for axis in (0, 1):
-        differ = np.diff(plane, axis=axis) != 0
-        edge[tuple(slice(1, None) if a == axis else slice(None) for a in (0, 1))] |= differ
-    picture[edge & (plane > 0)] = (20, 20, 20)
     zoom = max(1, 640 // max(plane.shape))
-    picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    picture, plane = (array.repeat(zoom, axis=0).repeat(zoom, axis=1) for array in (picture, plane))
+    picture[find_boundaries(plane, mode="inner")] = (20, 20, 20)
     size = labels.pixel_size
     if size is None:
         return picture
@@ -173,8 +169,8 @@ def _figure() -> tuple[Figure, object]:
     return figure, figure.subplots()
 
 
-def _finish(figure: Figure, axes: object) -> None:
-    style_axes(axes)
+def _finish(figure: Figure, axes: object, *, log: bool = False) -> None:
+    style_axes(axes, log=log)
     if axes.get_legend_handles_labels()[0]:
         legend = axes.legend(frameon=False, fontsize=9)
         for text in legend.get_texts():

@@ -176,7 +176,7 @@ def _slices(table: pd.DataFrame, labels: Image, phases: Any, measures: Any, samp
         picture = figures.detachment_map(labels, plane, own, place, roles)
         text = f"Slice {numbers[place]}: particles by {value}, blue 0, white 0.5, red 1; grey: cut by the border."
         if phases is not None:
-            text += " Black: void, dark blue: carbon/binder, yellow: cracks."
+            text += " Black: void, dark blue: carbon/binder, light grey: particle without a label, yellow: cracks."
         blocks.append(Picture(picture, text))
     return blocks
 
