@@ -66,7 +66,7 @@ def open_case(asked: EvaluateSettings) -> Case:
     """
     if asked.predicted.endswith(".keras"):
         case = _of_network(asked)
-    elif (Path(asked.truth) / TILES).is_file() and (path := find_map(asked.predicted)) is not None:
+    elif (path := _whole_map(asked)) is not None:
         case = _of_whole_map(asked, path)
     else:
         case = _of_maps(asked)
@@ -95,6 +95,15 @@ class _Reader(Sequence):
         """Evenly chosen ones, as many as baselines can use."""
         pixels = sum(math.prod(io.open_image(pair.mask).shape[:2]) for pair in self.pairs)
         return _Reader(self.pairs[:: max(1, math.ceil(pixels / _MOST_TRAINING))], self.read)
+
+
+def _whole_map(asked: EvaluateSettings) -> Path | None:
+    """The map of a micrograph, where the truth is the tiles of one and the map is not that of a single tile."""
+    if not (Path(asked.truth) / TILES).is_file():
+        return None
+    path = find_map(asked.predicted)
+    tiles = {tile["name"] for tile in read_json(Path(asked.truth) / TILES)["tiles"]}
+    return None if path is None or path.stem in tiles else path
 
 
 def _of_network(asked: EvaluateSettings) -> Case:

@@ -283,7 +283,7 @@ def _report(folder: RunFolder) -> None:
     method = (
         "Each grey value has the class that is most frequent there in the training tiles (no network)."
         if asked.method == "thresholds"
-        else "A network was trained on tiles of this pair; thresholds from the same tiles are the baseline."
+        else "A network was trained on tiles of this pair; beside it stand thresholds and a forest from these tiles."
     )
     path = folder.file("report.html")
     mineral_report.report(

@@ -49,6 +49,14 @@ def test_from_the_pair_to_the_report_with_a_network(tmp_path):
     assert fractions["share"].sum() == pytest.approx(1)
     page = (out / "report.html").read_text()
     assert "IoU of random forest" in page and "A network was trained" in page
+    # the map of one tile alone
+    alone = mineral_evaluate.EvaluateSettings(
+        str(out / "evaluate" / "maps" / f"{held[0]['name']}.png"), str(out / "tiles"), block=tiles["tile"],
+        baselines=False,
+    )  # fmt: skip
+    mineral_evaluate.evaluate(alone, tmp_path / "alone")
+    one = json.loads((tmp_path / "alone" / "confusion.json").read_text())["regions"]
+    assert one == found["regions"][:1]
     # the map of another micrograph, or at other pixels
     sides = {"other.tif": (predicted.read()[:500], "0.5um"), "coarse.tif": (predicted.read(), "1um")}
     for name, (numbers, edge) in sides.items():
