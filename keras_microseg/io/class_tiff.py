@@ -11,9 +11,9 @@ import numpy as np
 from keras_microseg.image import PixelSize, buffer_planes
 from keras_microseg.io import files
 from keras_microseg.io.palettes import Palette
+from keras_microseg.io.units import ome_xml_unit
 
 TILE = 512
-_OME_UNITS = {"um": "\u00b5m", "angstrom": "\u00c5", "inch": "in"}
 
 
 def write_class_tiff(
@@ -49,7 +49,7 @@ def write_class_tiff(
         },
     }
     if pixel_size is not None:
-        unit = _OME_UNITS.get(pixel_size.unit, pixel_size.unit)
+        unit = ome_xml_unit(pixel_size.unit)
         for axis, edge in zip("YX", pixel_size.size[-2:], strict=True):
             described |= {f"PhysicalSize{axis}": edge, f"PhysicalSize{axis}Unit": unit}
     options: dict[str, Any] = {

@@ -16,6 +16,7 @@ import numpy as np
 from keras_microseg.checks import FileError, UserError
 from keras_microseg.image import Image, LazyArray, PixelSize
 from keras_microseg.io import files, formats, metadata, sources
+from keras_microseg.io.units import imagej_unit
 
 RARE_COLOUR = 0.01
 """Largest share of pixels that may use coloured entries of a grey palette (marks drawn by the microscope)."""
@@ -183,7 +184,7 @@ def write_tiff(
     header: dict[str, Any] = {}
     resolution = None
     if pixel_size is not None:
-        header["unit"] = {"um": "\\u00B5m", "angstrom": "\\u00C5"}.get(pixel_size.unit, pixel_size.unit)
+        header["unit"] = imagej_unit(pixel_size.unit)
         resolution = (1 / pixel_size.size[-1], 1 / pixel_size.size[-2])
         if len(pixel_size.size) == 3:
             header["spacing"] = pixel_size.size[0]

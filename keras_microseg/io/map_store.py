@@ -21,14 +21,11 @@ from keras_microseg.image import PixelSize
 from keras_microseg.io import files
 from keras_microseg.io.palettes import IGNORE, Palette
 from keras_microseg.io.sources import ZarrArray
+from keras_microseg.io.units import OME_ZARR_UNITS
 
 GREY, CLASSES, CONFIDENCE, PROBABILITIES = "", "labels/classes", "confidence", "probabilities"
 SMALLEST = 512
 _FACTS = "keras_microseg"
-_OME_UNITS = {
-    "pm": "picometer", "angstrom": "angstrom", "nm": "nanometer", "um": "micrometer", "mm": "millimeter",
-    "cm": "centimeter", "m": "meter", "inch": "inch",
-}  # fmt: skip
 
 
 class MapStore:
@@ -174,7 +171,7 @@ class MapStore:
         edge = (1.0, 1.0) if size is None else size.size[-2:]
         axes: list[dict[str, str]] = [{"name": letter, "type": "space"} for letter in "yx"]
         for axis in axes if size is not None else ():
-            axis["unit"] = _OME_UNITS[size.unit]
+            axis["unit"] = OME_ZARR_UNITS[size.unit]
         planes = [1.0] if part == PROBABILITIES else []
         if planes:
             axes.insert(0, {"name": "c", "type": "channel"})

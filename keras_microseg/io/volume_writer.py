@@ -22,15 +22,12 @@ import numpy as np
 from keras_microseg.checks import FileError, UserError, format_bytes
 from keras_microseg.image import PixelSize
 from keras_microseg.io import files, sources
+from keras_microseg.io.units import OME_ZARR_UNITS, imagej_unit, ome_xml_unit
 
 CHUNKS = (64, 128, 128)
 """Voxels per chunk of a Zarr volume along z, y, x."""
 _KEEP_FREE = 64 * 2**20
 _FACTS = "keras_microseg"
-_OME_UNITS = {
-    "pm": "picometer", "angstrom": "angstrom", "nm": "nanometer", "um": "micrometer", "mm": "millimeter",
-    "cm": "centimeter", "m": "meter", "inch": "inch",
-}  # fmt: skip
 
 
 def check_disk_space(path: str | os.PathLike, num_bytes: int, what: str = "the output") -> None:
@@ -250,7 +247,7 @@ class VolumeWriter:
         if self.voxel_size is not None:
             scale[:3] = self.voxel_size.size
             for axis in axes[:3]:
-                axis["unit"] = _OME_UNITS[self.voxel_size.unit]
+                axis["unit"] = OME_ZARR_UNITS[self.voxel_size.unit]
         steps = [{"type": "scale", "scale": scale}]
         group = zarr.open_group(self.part, mode="w", zarr_format=2)
         group.create_array("0", shape=self.shape, dtype=self.dtype, chunks=self.chunks, fill_value=0)
@@ -272,14 +269,13 @@ class VolumeWriter:
         if self.dtype in (np.uint8, np.uint16, np.float32) and self.ndim == 3 and not options["bigtiff"]:
             described["axes"] = "ZYX"
             if size is not None:
-                unit = {"um": "\\u00B5m", "angstrom": "\\u00C5"}.get(size.unit, size.unit)
-                described.update(unit=unit, spacing=size.size[0])
+                described.update(unit=imagej_unit(size.unit), spacing=size.size[0])
                 options["resolution"] = (1 / size.size[2], 1 / size.size[1])
             options["imagej"] = True
         else:  # types and sizes ImageJ does not know: OME-TIFF
             options["ome"] = True
             if size is not None:
-                unit = {"um": "\u00b5m", "angstrom": "\u00c5", "inch": "in"}.get(size.unit, size.unit)
+                unit = ome_xml_unit(size.unit)
                 for axis, length in zip("ZYX", size.size, strict=True):
                     described.update({f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": unit})
         tifffile.imwrite(self.part, shape=self.shape, dtype=self.dtype, metadata=described, **options)

@@ -15,10 +15,9 @@ import numpy as np
 
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_number
-from keras_microseg.image import Image, PixelSize
 from keras_microseg.io.images import write_tiff
+from keras_microseg.io.micrographs import open_micrograph
 from keras_microseg.io.palettes import IGNORE, read_groups, read_mineral_map, read_palette, write_palette
-from keras_microseg.io.raw_volumes import DATA_SUFFIXES, open_raw
 from keras_microseg.registration import CorrectedMicrograph, Correction, estimate_correction, find_mosaic, repair_mosaic
 from keras_microseg.segmentation.class_cleaning import majority_filter, remove_islands
 from keras_microseg.workflows.steps import Progress, RunFolder, Step, read_json, run_steps, write_json
@@ -90,33 +89,9 @@ def clean(
         UserError: no pixel size; FileError: files that cannot be read, a palette with missing or double entries.
     """
     read_palette(settings.palette)  # problems show before anything is written
-    open_micrograph(settings.sem, settings.pixel_size)
+    open_micrograph(settings.sem, settings.pixel_size, grey=True, sized=True)
     folder = RunFolder(out, settings, command="mineral clean", resume=resume, overwrite=overwrite, progress=progress)
     return run_steps(folder, [Step("map", _map), Step("micrograph", _micrograph)])
-
-
-def open_micrograph(path: str | os.PathLike, pixel_size: str | None = None) -> Image:
-    """A grey image of any size, opened lazily, axes `YX`; the pixel size must be known or waived with "px".
-
-    Raises:
-        FileError: not a grey image, or no pixel size.
-    """
-    asked = None if pixel_size in (None, "px") else PixelSize.parse(pixel_size)
-    if Path(path).suffix.lower() in DATA_SUFFIXES:
-        image = next(open_raw(path).planes())
-    else:
-        image = io.open_image(path)
-    if image.axes != "YX" or image.dtype.kind not in "uf":
-        raise FileError(path, f"is no grey image (axes {image.axes}, {image.dtype}).", "Save it as grey, 8 or 16 bits.")
-    if asked is not None:
-        image = dataclasses.replace(image, pixel_size=asked)
-    elif pixel_size == "px":
-        image = dataclasses.replace(image, pixel_size=None)
-    elif image.pixel_size is None:
-        raise FileError(
-            path, "does not tell its pixel size.", "Pass it, like 0.3um, or 'px' to measure in pixels on purpose."
-        )
-    return image
 
 
 def _map(folder: RunFolder) -> None:
@@ -180,7 +155,7 @@ def _map(folder: RunFolder) -> None:
 
 def _micrograph(folder: RunFolder) -> None:
     asked = folder.settings
-    image = open_micrograph(asked.sem, asked.pixel_size)
+    image = open_micrograph(asked.sem, asked.pixel_size, grey=True, sized=True)
     facts = read_json(folder.path / "map.json")
     correction = estimate_correction(image.data, fields=asked.fields)
     per_map = float(np.sqrt(np.prod(image.shape, dtype=float) / np.prod(facts["shape"], dtype=float)))

@@ -15,6 +15,7 @@ from typing import Any
 from keras_microseg import io
 from keras_microseg.checks import FileError, UserError, check_choice
 from keras_microseg.io.images import write_tiff
+from keras_microseg.io.micrographs import open_micrograph
 from keras_microseg.io.palettes import read_palette
 from keras_microseg.segmentation.grey_classes import GreyClasses, GreyClassified, fit_grey_classes
 from keras_microseg.workflows import (
@@ -118,7 +119,7 @@ def run(
         UserError, FileError: see the steps.
     """
     read_palette(settings.palette)
-    mineral_clean.open_micrograph(settings.sem, settings.pixel_size)
+    open_micrograph(settings.sem, settings.pixel_size, grey=True, sized=True)
     if not Path(settings.mineral_map).is_file():
         raise FileError(settings.mineral_map, "does not exist.", "Check the path and the spelling.")
     folder = RunFolder(out, settings, command="mineral run", resume=resume, overwrite=overwrite, progress=progress)

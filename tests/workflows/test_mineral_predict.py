@@ -19,8 +19,9 @@ from keras_microseg import io
 from keras_microseg.checks import FileError, UserError
 from keras_microseg.image import PixelSize
 from keras_microseg.io.map_store import CLASSES, MapStore, level_shapes, most_frequent
+from keras_microseg.io.micrographs import open_micrograph
 from keras_microseg.simulation import Rock, RockSettings
-from keras_microseg.workflows.mineral_predict import MapSettings, choose_factor, open_micrograph, predict
+from keras_microseg.workflows.mineral_predict import MapSettings, choose_factor, predict
 from keras_microseg.workflows.mineral_simulate import simulate
 from keras_microseg.workflows.mineral_view import view
 
