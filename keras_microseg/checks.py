@@ -6,6 +6,7 @@ message: the command line prints it as it stands, without a traceback.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import warnings
@@ -49,6 +50,15 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:
     return value
 
 
+def check_names(given: Collection[str], known: Collection[str], what: str = "setting") -> None:
+    """Raise `UserError` for the first of `given` that is not in `known`, with the nearest names, or all of them."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), [str(one) for one in known], n=3, cutoff=0.6)
+            told = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(map(str, known))}."
+            raise UserError(f"There is no {what} {name!r}. {told}")
+
+
 def check_number(
     name: str,
     value: Any,
@@ -80,7 +90,7 @@ def check_number(
         limits.append(f"{'<' if exclusive else '<='} {maximum}")
         valid = valid and (value < maximum if exclusive else value <= maximum)
     if not valid:
-        raise UserError(f"`{name}` must be {' '.join([kind, *limits])}. Received: {name}={value!r}")
+        raise UserError(f"`{name}` must be {kind} {' and '.join(limits)}".rstrip() + f". Received: {name}={value!r}")
     return int(value) if integer else value
 
 

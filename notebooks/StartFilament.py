@@ -10,7 +10,7 @@ on where it stopped.
 import os
 import sys
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or "torch", "jax"; before anything imports keras
+os.environ.setdefault("KERAS_BACKEND", "")  # "jax", "torch", "tensorflow"; "": the first that is installed
 
 import ast
 import logging

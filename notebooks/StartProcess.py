@@ -10,7 +10,7 @@ every setting of `keras_microseg.workflows.sem_particles.Settings` can be named 
 import os
 import sys
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # or "torch", "jax"; before anything imports keras
+os.environ.setdefault("KERAS_BACKEND", "")  # "jax", "torch", "tensorflow"; "": the first that is installed
 
 import ast
 import logging

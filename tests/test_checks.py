@@ -41,7 +41,7 @@ def test_check_number_accepts(value):
 
 @pytest.mark.parametrize("value", [-1, 6, np.nan, np.inf, "3", None, True, [1]])
 def test_check_number_refuses(value):
-    with pytest.raises(UserError, match="`x` must be a number >= 0 <= 5. Received: x="):
+    with pytest.raises(UserError, match="`x` must be a number >= 0 and <= 5. Received: x="):
         check_number("x", value, minimum=0, maximum=5)
 
 

@@ -218,3 +218,72 @@ class TestProgress:
         with shared.show_progress() as show:
             show("measure", 1, 4, "a.tif")
         assert capsys.readouterr().err == ""
+
+
+class TestWrongModel:
+    """A model of another task is refused by name, before anything is written."""
+
+    @pytest.mark.parametrize(
+        ("card", "command"),
+        [
+            ({"kind": "detector"}, "particles detect"),
+            ({"ndim": 3, "outputs": ["foreground"]}, "volume predict"),
+            ({"task": "mineral map", "outputs": ["pore", "quartz"]}, "mineral predict"),
+            ({"frame_input": {}, "outputs": ["A1", "A2"]}, "filament run"),
+            ({"outputs": ["foreground", "boundary", "distance"], "diameter": {}}, "segment"),
+            ({"outputs": ["a", "b"]}, None),
+        ],
+    )
+    def test_command_of_a_card(self, card, command):
+        from keras_microseg.models.saving import command_for
+
+        assert command_for(card) == command
+
+    def test_particle_model_makes_no_class_map(self, tmp_path):
+        from keras_microseg.inference.segmenter import DEFAULT_MODEL
+
+        io.write_image(tmp_path / "a.tif", np.zeros((64, 64), np.uint8), axes="YX")
+        result = call("mineral", "predict", tmp_path / "a.tif", "--model", DEFAULT_MODEL, "--out", tmp_path / "out")
+        assert result.exit_code == 1 and "one for `segment`" in result.output
+        assert not (tmp_path / "out").exists()
+
+
+class TestWrongVolumes:
+    def test_one_slice_is_no_volume(self, tmp_path):
+        np.save(tmp_path / "one.npy", np.zeros((1, 32, 32), np.uint8))
+        result = call("volume", "run", tmp_path / "one.npy", "--out", tmp_path / "out")
+        assert result.exit_code == 1 and "is one slice, not a volume" in result.output
+        result = call("particles", "link", tmp_path / "one.npy", "--out", tmp_path / "out")
+        assert result.exit_code == 1 and "nothing to link" in result.output
+        assert not (tmp_path / "out").exists()
+
+    def test_measuring_that_cannot_begin_leaves_nothing(self, tmp_path):
+        np.save(tmp_path / "labels.npy", np.ones((8, 8, 8), np.int32))
+        np.save(tmp_path / "phases.npy", np.ones((4, 8, 8), np.uint8))
+        result = call(
+            "particles", "measure", tmp_path / "labels.npy", "--phases", tmp_path / "phases.npy", "--voxel-size", "1um",
+            "--out", tmp_path / "out",
+        )  # fmt: skip
+        assert result.exit_code == 1 and "must be one volume" in result.output and not (tmp_path / "out").exists()
+
+    def test_two_volumes_of_any_name_are_compared_by_volume(self, tmp_path):
+        truth = np.zeros((24, 24, 24), np.int32)
+        truth[2:22, 2:22, 2:22] = 1
+        found = np.zeros_like(truth)
+        found[2:12, 2:12, 2:12] = 1
+        np.save(tmp_path / "mine.npy", found)
+        np.save(tmp_path / "true.npy", truth)
+        result = call("particles", "evaluate", tmp_path / "mine.npy", tmp_path / "true.npy")
+        assert result.exit_code == 0
+        scores = dict(line.split()[:2] for line in result.output.splitlines() if line.strip())
+        assert float(scores["diameter_error"]) == pytest.approx(-0.5)  # half the edge, an eighth of the volume
+
+
+def test_misspelt_settings_are_guessed():
+    from keras_microseg.checks import UserError, check_names
+
+    with pytest.raises(UserError, match="Did you mean epochs"):
+        check_names(["epoch"], ["epochs", "tile"])
+    with pytest.raises(UserError, match="There are epochs, tile"):
+        check_names(["zzz"], ["epochs", "tile"])
+    check_names(["tile"], ["epochs", "tile"])

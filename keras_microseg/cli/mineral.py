@@ -114,6 +114,8 @@ def train(
         done = mineral_train.train(settings, out, resume=resume, overwrite=overwrite, progress=progress)
     for name, value in done.scores.items():
         typer.echo(f"{name}: {value:.4f}")
+    for warning in done.warnings:
+        typer.echo(f"Note: {warning}", err=True)
     typer.echo(f"Model: {done.model_path}")
 
 

@@ -370,6 +370,11 @@ def check_card(card: Mapping[str, Any], name: str) -> dict[str, Any]:
         wrong = ["diameter"]
     if not wrong and "foreground" not in card["outputs"]:
         wrong = ["outputs"]
+    from keras_microseg.models.saving import command_for
+
+    command = command_for(card)
+    if wrong and command not in (None, "segment"):
+        raise FileError(name, f"is no model for particles on images, but one for `{command}`.", "Use that command.")
     if wrong:
         raise FileError(name, f"the card lacks {', '.join(wrong)}.", "Save the model again with a complete card.")
     try:

@@ -116,6 +116,21 @@ def read_card(path: str | Path) -> dict[str, Any] | None:
     return _read_members(Path(path))[1]
 
 
+def command_for(card: Mapping[str, Any]) -> str | None:
+    """The command that uses models with such a card, for messages; None where the card does not tell."""
+    if card.get("kind") == "detector":
+        return "particles detect"
+    if card.get("ndim", 2) == 3 or "num_slices" in card:
+        return "volume predict"
+    if "frame_input" in card:
+        return "filament run"
+    if card.get("task"):
+        return {"classes of pixels": "classify apply", "mineral translation": "mineral translate-apply"}.get(
+            card["task"], "mineral predict"
+        )
+    return "segment" if "foreground" in (card.get("outputs") or ()) and "diameter" in card else None
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file in hexadecimal, to name a model in results."""
     with open(path, "rb") as file:

@@ -76,7 +76,7 @@ def write_cathode_report(
     if table.attrs["unit"] == "px":
         warnings.append("The voxel size is unknown: lengths are in voxels.")
     if len(inner) < 20:
-        warnings.append(f"Only {len(inner)} particles are whole; means and tests over so few say little.")
+        warnings.append(f"Whole particles: only {len(inner)}; means and tests over so few say little.")
     return write_page(
         note("report.html"), "Cathode particles", [section for section in sections if section.blocks], cards=cards,
         subtitle=", ".join(samples), warnings=warnings, failures=failures,

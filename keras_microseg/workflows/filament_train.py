@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_microseg import io
-from keras_microseg.checks import UserError, check_choice, check_number
+from keras_microseg.checks import UserError, check_choice, check_names, check_number
 from keras_microseg.io.frames import FrameSeries
 from keras_microseg.metrics.change import frame_matrices, published_f1
 from keras_microseg.workflows.steps import Progress, file_hash, now, plain, run_facts, write_json
@@ -149,8 +149,7 @@ def change_settings(settings: TrainSettings, changes: Mapping[str, Any]) -> Trai
     values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     for name, value in changes.items():
         whole, _, part = name.partition(".")
-        if whole not in values:
-            raise UserError(f"Unknown setting {name!r}. See TrainSettings: {', '.join(values)}.")
+        check_names([whole], values)
         values[whole] = {**(values[whole] or {}), part: value} if part else value
     return TrainSettings(**values)
 

@@ -20,8 +20,9 @@ from keras_microseg.image import Image, PixelSize
 from keras_microseg.inference.prediction import BLENDINGS
 from keras_microseg.io.class_tiff import write_class_tiff
 from keras_microseg.io.map_store import CLASSES, CONFIDENCE, GREY, MapStore
+from keras_microseg.io.micrographs import open_micrograph
 from keras_microseg.io.palettes import IGNORE, Mineral, Palette, write_palette
-from keras_microseg.io.raw_volumes import DATA_SUFFIXES, open_raw
+from keras_microseg.io.raw_volumes import DATA_SUFFIXES
 from keras_microseg.io.sources import DecodedFile
 from keras_microseg.tiling import TileGrid
 from keras_microseg.workflows.failures import Failure, describe, disk_full_error, is_disk_full
@@ -185,18 +186,6 @@ def find_micrographs(images: tuple[str, ...]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def open_micrograph(path: Path, pixel_size: str | None) -> Image:
-    """An image of any size for mapping, axes `YX` or `YXC`, unread."""
-    image = next(open_raw(path).planes()) if path.suffix.lower() in DATA_SUFFIXES else io.open_image(path)
-    if image.axes not in ("YX", "YXC") or image.dtype.kind not in "uf":
-        raise FileError(path, f"is no single image (axes {image.axes}, {image.dtype}).", "Save planes as files.")
-    if pixel_size == "px":
-        return dataclasses.replace(image, pixel_size=None)
-    if pixel_size is not None:
-        return dataclasses.replace(image, pixel_size=PixelSize.parse(pixel_size))
-    return image
-
-
 def card_palette(card: Mapping[str, Any]) -> Palette:
     """Names and colours of a model's classes, numbered as its outputs."""
     names = list(card["outputs"])
@@ -312,10 +301,13 @@ class _Job:
 
         asked = self.settings
         card = saving.read_card(asked.model)
-        if card is None or not card.get("outputs"):
+        if card is None or not (card.get("outputs") or saving.command_for(card)):
             raise FileError(asked.model, "has no card that names its classes.", "Use a model of `mineral train`.")
-        if card.get("ndim", 2) != 2:
-            raise FileError(asked.model, "works on volumes, not on images.", "Use a model of `mineral train`.")
+        command = saving.command_for(card)
+        if command not in (None, "mineral predict"):
+            raise FileError(
+                asked.model, f"is no model for class maps, but one for `{command}`.", "Use a model of `mineral train`."
+            )
         image = open_micrograph(self.path, asked.pixel_size)
         self._check_decodable(image)
         factor = choose_factor(image, card, asked.working_pixel_size, waived=asked.pixel_size == "px")

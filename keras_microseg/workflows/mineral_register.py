@@ -94,10 +94,19 @@ def _register(folder: RunFolder) -> None:
     sample = ~np.isin(classes, [OUTSIDE, IGNORE, *([] if (classes == OUTSIDE).any() else pores)])
     if asked.start == "extent":
         initial = _extent_start(sem.shape, classes != OUTSIDE, borders)
-    found = align(
-        sem.data, classes, borders=borders, initial=initial, sample=sample,
-        settings=AlignmentSettings(search=asked.search, min_score=asked.min_score, ignore=IGNORE),
-    )  # fmt: skip
+    try:
+        found = align(
+            sem.data, classes, borders=borders, initial=initial, sample=sample,
+            settings=AlignmentSettings(search=asked.search, min_score=asked.min_score, ignore=IGNORE),
+        )  # fmt: skip
+    except UserError as error:
+        share = facts["map"]["unknown_pixels"] / classes.size
+        raise UserError(
+            f"{error} Things to look at: does the palette fit the map ({share:.0%} of its pixels have a colour that "
+            f"the palette does not list, see {source / 'unknown_colours.csv'}; the ground is a class called "
+            "'background')? Do map and micrograph show the same area? Then use --start extent, or "
+            '--config with {"register": {"start": "extent"}} in `mineral run`.'
+        ) from error
     original = found.transform.rescaled(1 / factor)
     write_json(
         folder.file(TRANSFORM),

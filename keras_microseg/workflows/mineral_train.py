@@ -44,12 +44,14 @@ class TrainedMapModel:
         scores: its validation scores.
         history: one row per epoch.
         card: the facts stored in the file.
+        warnings: what to doubt.
     """
 
     model_path: Path
     scores: dict[str, float]
     history: list[dict[str, float]]
     card: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def train(
@@ -96,6 +98,7 @@ def train(
     training, held, table = read_data(settings)
     names, pixels = table.names, count_classes(training, len(table.names))
     _check_monitored(settings, names, pixels)
+    warnings = _absent_classes(table.palette, pixels)
     weights = class_weights(pixels, settings.class_weights)
     rule, normalizers = normalize(settings, training)
     seeds = [int(s) for s in np.random.SeedSequence(settings.seed).generate_state(2)]
@@ -182,7 +185,7 @@ def train(
     write_json(out / SETTINGS, {**read_json(out / SETTINGS), **finished})
     with io.atomic_path(out / CURVES) as temporary:
         Path(temporary).write_bytes(figure_png(training_figure(pd.DataFrame(result.history)), dpi=150))
-    return TrainedMapModel(out / MODEL, scores, result.history, card)
+    return TrainedMapModel(out / MODEL, scores, result.history, card, warnings)
 
 
 def read_data(settings: TrainSettings) -> tuple[list[Any], list[Any], Any]:
@@ -346,6 +349,17 @@ def _fit(
         tensorboard=settings.tensorboard,
         card=card,
     )
+
+
+def _absent_classes(palette: Any, pixels: np.ndarray) -> tuple[str, ...]:
+    """A warning that names the classes without a training pixel; where one class takes all other colours, too."""
+    absent = [m for m, count in zip(palette.minerals, pixels, strict=True) if not count]
+    if not absent:
+        return ()
+    listed = ", ".join(f"{m.name} (#{bytes(m.colour).hex()})" for m in absent)
+    taker = next((m.name for m in palette.minerals if m.takes_others), None)
+    text = f"No training pixel of {listed}: the network cannot learn what it never sees. Check the palette."
+    return (text if taker is None else f"{text} Colours that it does not list count as {taker}.",)
 
 
 def _part(minutes: float | None, share: float) -> float | None:

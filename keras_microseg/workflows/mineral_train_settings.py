@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from keras_microseg.checks import UserError, check_choice, check_number
+from keras_microseg.checks import UserError, check_choice, check_names, check_number
 
 NORMALIZATIONS = ("fixed", "percentile")
 SAME_GREY = {"zoom": 1.1, "contrast": 0.1, "gamma": 0.1, "noise": 0.01, "blur": 0.3}
@@ -163,7 +163,6 @@ def preset(name: str, data: str, **changes: Any) -> TrainSettings:
     values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     for key, value in [*PRESETS[check_choice("preset", name, PRESETS)].items(), *changes.items()]:
         whole, _, part = key.partition(".")
-        if whole not in values:
-            raise UserError(f"Unknown setting {key!r}. See TrainSettings: {', '.join(values)}.")
+        check_names([whole], values)
         values[whole] = {**(values[whole] or {}), part: value} if part else value
     return TrainSettings(**values)

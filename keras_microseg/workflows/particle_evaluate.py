@@ -53,6 +53,7 @@ class Compared:
     table: instance.OverlapTable
     match: instance.Match
     split: instance.SplitMerge
+    ndim: int = 2
 
 
 def compare_labels(
@@ -64,7 +65,7 @@ def compare_labels(
     ignore: np.ndarray | None = None,
     threshold: float = 0.5,
 ) -> Compared:
-    """Compare two label images (H, W).
+    """Compare two label images (H, W), or volumes (D, H, W).
 
     Args:
         name: of the image.
@@ -88,6 +89,7 @@ def compare_labels(
         table,
         instance.match(table, threshold=threshold - 1e-9 if threshold else 0.0),
         instance.count_split_merge(table),
+        truth.ndim,
     )
 
 
@@ -180,7 +182,10 @@ def evaluate_particles(
     labels = folder / "labels" if (folder / "labels").is_dir() else folder
     files = io.find_images(labels)
     truths = _read_truth(Path(truth), images)
-    partners = match_names([Path(name) for name in truths], files)
+    if len(truths) == len(files) == 1:  # two files are a pair whatever they are called
+        partners = {Path(name): files[0] for name in truths}
+    else:
+        partners = match_names([Path(name) for name in truths], files)
     scores_of = _read_scores(folder)
     compared, failures = [], []
     for name, (draw, ignore) in truths.items():
@@ -192,8 +197,8 @@ def evaluate_particles(
             found = np.asarray(io.read_labels(file).data)
             wanted, mask = draw(found.shape), ignore(found.shape)
             rows = min(len(found), len(wanted))
-            if wanted.shape[1] != found.shape[1] or rows < 0.8 * len(found):
-                raise UserError(f"{file.name} has {found.shape} pixels, the truth {wanted.shape}.")
+            if wanted.shape[1:] != found.shape[1:] or rows < 0.8 * max(len(found), len(wanted)):
+                raise UserError(f"{file.name} has {found.shape} pixels, the truth {wanted.shape}. They must agree.")
             found, wanted = found[:rows], wanted[:rows]
             if min_area:
                 found, wanted = _without_small(found, min_area), _without_small(wanted, min_area)
@@ -206,7 +211,8 @@ def evaluate_particles(
         except (UserError, OSError) as error:
             failures.append(describe(error, name, "evaluate"))
     if not compared:
-        raise UserError(f"No image could be compared. {'; '.join(f.message for f in failures[:3])}")
+        told = "; ".join(f.message for f in failures[:3]) or f"{truth} names no object."
+        raise UserError(f"No image could be compared: {told} Predicted labels were looked for in {labels}.")
     summary = score_compared(compared, resamples=resamples, seed=seed)
     table = pd.DataFrame(
         [
@@ -242,13 +248,14 @@ def _diameter_error(compared: list[Compared]) -> float:
     found = np.concatenate([one.table.predicted_areas for one in compared])
     if not len(true) or not len(found):
         return float("nan")
-    return float(np.sqrt(np.median(found) / np.median(true)) - 1)
+    return float((np.median(found) / np.median(true)) ** (1 / compared[0].ndim) - 1)
 
 
 def _read_truth(truth: Path, images: Any) -> dict[str, tuple[Any, Any]]:
     """Name -> functions of a shape: label image, and what to ignore or None."""
     folder = truth / "labels" if (truth / "labels").is_dir() else truth
-    if folder.is_dir() and notes.guess_format(folder) == "labels":
+    is_image = folder.is_file() and folder.suffix.lower() not in (".json", ".csv", ".zip", ".roi")
+    if is_image or (folder.is_dir() and notes.guess_format(folder) == "labels"):
 
         def reader(path: Path) -> Any:
             return lambda shape: np.asarray(io.read_labels(path).data)

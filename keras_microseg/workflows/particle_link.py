@@ -89,6 +89,11 @@ def link(
         UserError, FileError: no labels, slices of different size, scores asked for but not there.
     """
     views = open_views(settings)
+    if min(len(view) for view in views) < 2:
+        raise FileError(
+            settings.source, "holds one slice; there is nothing to link.",
+            "Name the folder with the label images of all slices (`particles detect --volume` writes it).",
+        )  # fmt: skip
     folder = RunFolder(out, settings, command="particles link", resume=resume, overwrite=overwrite, progress=progress)
     target = folder.file(f"labels.{settings.kind}")
     voxel_size = next((view.size for view in views if view.size is not None), None)

@@ -109,14 +109,19 @@ def measure_cathodes(
     Returns:
         The folder; `failures()` names volumes that could not be measured, the others are complete.
     """
+    if len(settings.labels) == 1:  # nothing is begun that cannot end well; of several volumes the others go on
+        open_inputs(settings, 0, fit=False)
     folder = RunFolder(
         out, settings, command="particles measure", resume=resume, overwrite=overwrite, progress=progress
     )
     return run_steps(folder, [Step("measure", _measure_each), Step("sum up", _sum_up, always=True)])
 
 
-def open_inputs(settings: CathodeMeasureRun, number: int) -> tuple[Image, Any, Image | None]:
-    """`(labels, phases, grey)` of volume `number`; phases as an array, lazy, or None."""
+def open_inputs(settings: CathodeMeasureRun, number: int, *, fit: bool = True) -> tuple[Image, Any, Image | None]:
+    """`(labels, phases, grey)` of volume `number`; phases as an array, lazy, or None.
+
+    Phases by `"otsu"` need all grey values; `fit=False` leaves them out.
+    """
     labels = io.open_volume(settings.labels[number], voxel_size=settings.voxel_size)
     if labels.dtype.kind not in "iu":
         raise FileError(settings.labels[number], f"holds {labels.dtype}, no labels.", "Label the particles first.")
@@ -128,7 +133,7 @@ def open_inputs(settings: CathodeMeasureRun, number: int) -> tuple[Image, Any, I
     if settings.thresholds:
         phases = ClassView(grey.data, Thresholds(tuple(settings.thresholds)))
     elif settings.phases == ("otsu",):
-        phases = ClassView(grey.data, fit_multi_otsu(grey.data, 3))
+        phases = ClassView(grey.data, fit_multi_otsu(grey.data, 3)) if fit else None
     elif settings.phases:
         phases = io.open_volume(settings.phases[number]).data
         if np.dtype(phases.dtype).kind not in "iub":

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_microseg.checks import UserError, check_choice, check_number
+from keras_microseg.checks import UserError, check_choice, check_names, check_number
 from keras_microseg.io import annotations as notes
 from keras_microseg.workflows.particle_data import load_data, split_objects
 from keras_microseg.workflows.steps import Progress, file_hash, now, plain, read_json, run_facts, write_json
@@ -114,9 +114,7 @@ class ParticleTrainSettings:
     def of_preset(cls, data: str, preset: str = "light", **changes: Any) -> ParticleTrainSettings:
         """The settings of a preset with changes, by name."""
         check_choice("preset", preset, PRESETS)
-        unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise UserError(f"Unknown settings: {', '.join(unknown)}. See ParticleTrainSettings.")
+        check_names(changes, [field.name for field in dataclasses.fields(cls)])
         return cls(os.fspath(data), **{"preset": preset, **PRESETS[preset], **changes})
 
 

@@ -189,9 +189,10 @@ class RunFolder:
             elif resume:
                 self._take_up()
             else:
+                ended = "finished" in read_json(manifest_path)
                 raise FileError(
                     self.path,
-                    "already holds the results of a run.",
+                    "already holds the results of a run." if ended else "already holds a run that did not end.",
                     "Go on with it (--resume), replace it (--overwrite), or name another folder.",
                 )
         self._new = not self.manifest
@@ -248,7 +249,11 @@ class RunFolder:
 
     def abandon(self) -> None:
         """Remove what a run that began here and wrote no result has left, so that a second try finds no earlier run."""
-        if not self._new or self.manifest["outputs"] or any(self.items(step) for step in self.manifest["steps"]):
+        if (
+            not self._new
+            or self.manifest["outputs"]
+            or any(item["status"] == "done" for step in self.manifest["steps"] for item in self.items(step).values())
+        ):
             return
         for name in (SETTINGS, MANIFEST):
             (self.path / name).unlink(missing_ok=True)

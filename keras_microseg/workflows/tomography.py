@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from keras_microseg import io
-from keras_microseg.checks import UserError, check_choice, check_number, parse_bytes
+from keras_microseg.checks import FileError, UserError, check_choice, check_number, parse_bytes
 from keras_microseg.measurement import measure_particles
 from keras_microseg.segmentation.pseudo_labels import MaskSettings
 from keras_microseg.workflows import (
@@ -96,6 +96,11 @@ def run(
         UserError, FileError: see the steps.
     """
     image = io.open_volume(settings.source, dataset=settings.dataset, voxel_size=settings.voxel_size)
+    if image.shape[0] < 2:
+        raise FileError(
+            settings.source, "is one slice, not a volume.",
+            "Name the folder of all slices; single images are measured by `keras-microseg segment`.",
+        )  # fmt: skip
     folder = RunFolder(out, settings, command="volume run", resume=resume, overwrite=overwrite, progress=progress)
     steps = [Step("predict", _predict), Step("label", _label), Step("measure", _measure), Step("report", _report)]
     if settings.model == "train":
@@ -202,6 +207,13 @@ def _report(folder: RunFolder) -> None:
         unit = table.attrs["unit"]
         cards[f"median diameter of {which} ({unit})"] = f"{table['equivalent_diameter'].median():.4g}"
     notes = []
+    if not facts["particles"]:
+        notes.append(
+            "Nothing was found. The model that comes with the package knows spheres only: pass their size "
+            "(--diameter), train on your own labels or on an automatic mask (--model train), or use `volume baseline`."
+            if folder.settings.model == "spheres3d"
+            else "Nothing was found: look at the probability maps in `maps`."
+        )
     if folder.settings.model == "train" and folder.settings.labels is None:
         notes.append(
             "The network was trained on an automatic mask (pseudo-labels): it imitates a threshold, and scores "
@@ -247,8 +259,8 @@ def result_rows(facts: dict[str, Any]) -> dict[str, str]:
         rows[f"Surface (Crofton; marching cubes, {unit}²)"] = (
             f"{surface['area']:.5g}; {surface['area_marching_cubes']:.5g}"
         )
-        rows[f"Surface per volume; per volume of the objects (1/{unit})"] = (
-            f"{surface['per_volume']:.4g}; {surface['per_phase']:.4g}"
+        rows[f"Surface per volume; per volume of the objects (1/{unit})"] = "; ".join(
+            "-" if surface[key] is None else f"{surface[key]:.4g}" for key in ("per_volume", "per_phase")
         )
     if parts := facts.get("connectivity"):
         rows["Connected parts (6 neighbours)"] = str(parts["num_parts"])

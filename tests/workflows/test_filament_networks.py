@@ -56,7 +56,7 @@ def test_presets_and_changes():
     changed = filament_train.preset("cpu", **{"optimizer.learning_rate": 1e-4})
     assert changed.optimizer["learning_rate"] == 1e-4 and changed.optimizer["schedule"] == "cosine"
     assert filament_train.PRESETS["cpu"]["optimizer"]["learning_rate"] != 1e-4
-    with pytest.raises(UserError, match="Unknown setting 'learning_rate'"):
+    with pytest.raises(UserError, match="There is no setting 'learning_rate'"):
         filament_train.preset("cpu", learning_rate=1)
     with pytest.raises(UserError, match="both.*: a"):
         filament_train.preset("cpu", train=("a",), validation=("a",))

@@ -268,3 +268,16 @@ def test_multi_scale_options_end_in_a_plain_network(tmp_path, changes):
 def judged(settings, card):
     _, held, _ = mineral_train.read_data(settings)
     return held, mineral_train.normalize(settings, held, card["normalization"])[1]
+
+
+def test_classes_without_a_pixel_are_named():
+    from types import SimpleNamespace
+
+    minerals = [
+        SimpleNamespace(name=name, colour=colour, takes_others=name == "matrix")
+        for name, colour in (("matrix", (0, 0, 0)), ("grains", (0, 0, 255)), ("pores", (255, 0, 0)))
+    ]
+    palette = SimpleNamespace(minerals=minerals)
+    assert mineral_train._absent_classes(palette, np.array([3, 4, 5])) == ()
+    (text,) = mineral_train._absent_classes(palette, np.array([3, 0, 5]))
+    assert "grains (#0000ff)" in text and "pores" not in text and "count as matrix" in text

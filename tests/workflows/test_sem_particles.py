@@ -115,8 +115,11 @@ def test_wrong_inputs_are_explained_before_hours_are_spent(inputs, tmp_path):
         (few / folder).mkdir()
         for path in sorted((inputs / folder).iterdir())[:2]:
             (few / folder / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match="2 usable images are too few"):
+    with pytest.raises(UserError, match="2 usable outlines are too few"):
         small_sem_run.run(few, tmp_path / "few_run")
+    assert not (tmp_path / "few_run").exists()
+    with pytest.raises(UserError, match="2 usable images are too few"):
+        small_sem_run.run(few, tmp_path / "few_run", particles="analytic")
     with pytest.raises(UserError, match="Use a smaller tile"):
         small_sem_run.run(inputs, tmp_path / "large", masks_size=(256, 256), translation_tile=192)
 

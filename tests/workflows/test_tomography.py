@@ -60,7 +60,8 @@ def test_train_resume_and_predict(data, tmp_path):
         pass
 
     def stop(step, done, total, text):
-        raise Stop
+        if done >= 1:
+            raise Stop
 
     with pytest.raises(Stop):
         train_volume(chosen, tmp_path / "cut", progress=stop)
@@ -228,3 +229,12 @@ def test_start_script_reads_old_and_new_names():
     assert options["PATCH"] == (16, 64, 64) and options["EPOCHS"] == 3
     with pytest.raises(UserError, match="Unknown option 'RESIZE'"):
         script.read_options(["RESIZE=2"])
+
+
+def test_a_volume_without_objects_gets_a_report(data, tmp_path):
+    np.save(tmp_path / "empty.npy", np.random.default_rng(0).normal(100, 1, (32, 32, 32)).astype(np.float32))
+    chosen = TomographySettings(str(tmp_path / "empty.npy"), voxel_size="1um", diameter=16.0, min_size=32**3 + 1)
+    folder = run(chosen, tmp_path / "out")
+    assert json.loads((folder.path / "tables" / "volume.json").read_text())["particles"] == 0
+    page = (folder.path / "report.html").read_text(encoding="utf-8")
+    assert "Nothing was found" in page and "--diameter" in page

@@ -21,13 +21,13 @@ from pathlib import Path
 
 from keras_microseg.checks import check_choice
 from keras_microseg.workflows.sem_particles.look import look_at_images
-from keras_microseg.workflows.sem_particles.masks import make_masks, make_outlines
+from keras_microseg.workflows.sem_particles.masks import check_outlines, make_masks, make_outlines
 from keras_microseg.workflows.sem_particles.network import MODEL, SEGMENTATION, segment_real_images, train_network
 from keras_microseg.workflows.sem_particles.plan import Plan, make_plan
 from keras_microseg.workflows.sem_particles.settings import Settings
 from keras_microseg.workflows.sem_particles.summary import REPORT, write_summary
 from keras_microseg.workflows.sem_particles.translation import make_pairs, train_translation
-from keras_microseg.workflows.steps import Failure, Progress, RunFolder, Step, run_steps
+from keras_microseg.workflows.steps import MANIFEST, Failure, Progress, RunFolder, Step, run_steps
 
 STEPS = (
     Step("look", look_at_images),
@@ -89,6 +89,8 @@ def run(
     names = [step.name for step in STEPS]
     if until is not None:
         check_choice("until", until, tuple(names))
+    if not (resume and (Path(out) / MANIFEST).is_file()):
+        check_outlines(settings)
     folder = RunFolder(out, settings, command="sem particles", resume=resume, overwrite=overwrite, progress=progress)
     chosen = STEPS[: names.index(until) + 1] if until else STEPS
     run_steps(folder, chosen, separate=separate)

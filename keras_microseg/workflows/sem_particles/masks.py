@@ -9,9 +9,11 @@ import numpy as np
 from skimage.transform import resize
 
 from keras_microseg import io
+from keras_microseg.checks import UserError
 from keras_microseg.simulation.masks import MaskSettings, Particles
 from keras_microseg.simulation.outlines import read_outlines
 from keras_microseg.workflows.match_masks import match_labels
+from keras_microseg.workflows.outlines import FEWEST
 from keras_microseg.workflows.sem_particles.look import read_facts, usable_images
 from keras_microseg.workflows.sem_particles.settings import Settings
 from keras_microseg.workflows.simulate_masks import simulate_masks
@@ -20,6 +22,18 @@ from keras_microseg.workflows.steps import RunFolder, plain, write_json
 logger = logging.getLogger(__name__)
 
 PARTICLES, OUTLINES, MASKS, MATCH = "particles.npz", "outlines", "masks", "masks.json"
+
+
+def check_outlines(settings: Settings) -> None:
+    """Read the outlines before anything else is done; `UserError` when there is nothing to learn from."""
+    if settings.particles == "analytic":
+        return
+    outlines = read_outlines(settings.outlines)
+    if settings.particles == "wgan" and len(outlines) < FEWEST:
+        raise UserError(
+            f"{settings.outlines}: {len(outlines)} usable outlines are too few to learn from; about 40 are a good "
+            "number. Use them as they are (--particles outlines), or formulas (--particles analytic)."
+        )
 
 
 def make_outlines(folder: RunFolder) -> None:

@@ -69,10 +69,12 @@ def make_plan(settings: Settings) -> Plan:
     Nothing is written. The estimate is good to a factor of about two; the progress bar knows better after a minute.
     """
     from keras_microseg.training.outlines import outline_settings
+    from keras_microseg.workflows.sem_particles.masks import check_outlines
     from keras_microseg.workflows.sem_particles.network import start_network
     from keras_microseg.workflows.sem_particles.translation import build_system
 
     images = io.find_images(list(settings.images))
+    check_outlines(settings)
     shapes = [io.open_image(path).spatial_shape[-2:] for path in images[:20]]
     pixels = float(np.mean([math.prod(shape) for shape in shapes])) * len(images)
     speed = measure_speed()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from keras_microseg.checks import UserError, check_choice, check_number
+from keras_microseg.checks import UserError, check_choice, check_names, check_number
 from keras_microseg.io.reference_layout import resolve_inputs
 from keras_microseg.simulation.masks import MaskSettings
 
@@ -261,7 +261,9 @@ class Settings:
             elif part in _PARTS and rest in {field.name for field in dataclasses.fields(_PARTS[part])}:
                 parts.setdefault(part, {})[rest] = value
             else:
-                raise UserError(f"There is no setting {name!r}. See keras_microseg.workflows.sem_particles.Settings.")
+                fields = {one: dataclasses.fields(kind) for one, kind in _PARTS.items()}
+                inner = [f"{one}_{field.name}" for one, its in fields.items() for field in its]
+                check_names([name], [*sorted(known - set(_PARTS)), *inner])
         for name, values in parts.items():
             if name in own:
                 own[name] = dataclasses.replace(own[name], **values)
