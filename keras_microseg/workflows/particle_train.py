@@ -230,7 +230,7 @@ def train_particles(
     minutes = _fitting_minutes(pixels) if settings.minutes == "auto" else settings.minutes
     logger.info(
         "%d images with %d objects to learn from, %d for validation; %s.", len(training), len(sizes), len(held),
-        f"about {minutes:.0f} minutes" if minutes else f"{settings.epochs} epochs",
+        f"at most {minutes:.0f} minutes" if minutes else f"{settings.epochs} epochs",
     )  # fmt: skip
     planned = dataclasses.replace(settings, minutes=minutes)
     history = _train(model, train_data, planned, scorer, card, out, int(seeds[2]), resume, progress)
