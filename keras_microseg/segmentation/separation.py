@@ -251,7 +251,7 @@ def _landscape(
     if inside[inner].any() and deepest > room:
         wanted = "the whole object" if np.isinf(deepest) else f"about {int(deepest + max(reach) + 2)}"
         raise UserError(
-            f"An object is thicker than the context of a block: raise `halo` to {wanted}, or work in memory. "
+            f"An object is thicker than the context of a block: raise `halo` (--halo) to {wanted}, or work in memory. "
             f"Received: halo={halo}"
         )
     return height, inside, inner
