@@ -107,9 +107,9 @@ def make_settings(arguments: argparse.Namespace, out: Path):
         names = sorted(one.name for one in load_data(settings)[0])
         held_names = tuple(names[:10])
         table = pd.read_csv(data / "objects.csv", comment="#")
-        column = "state" if "state" in table.columns else table.columns[-1]
-        for image, label, state in zip(table["image"], table["label"], table[column], strict=True):
-            strata.setdefault(Path(str(image)).stem, {})[int(label)] = str(state)
+        for image, rows in table.groupby("image"):  # objects are numbered in the order of their labels
+            states = rows.sort_values("label")["state"]
+            strata[str(image)] = {k: str(state) for k, state in enumerate(states, 1)}
     images, _, _ = load_data(settings)
     training, held = split_objects(images, held_names, 0)
     settings = ParticleTrainSettings.of_preset(settings.data, arguments.preset, **options, validation=held_names)
