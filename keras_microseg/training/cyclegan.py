@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_microseg.checks import UserError, check_number
-from keras_microseg.training.adversarial import ADAM, ImagePool, Phase, Step
+from keras_microseg.training.phases import ADAM, ImagePool, Phase, Step
 from keras_microseg.training.schedules import OptimizerSettings
 
 

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_microseg.checks import UserError, check_choice, check_number
 from keras_microseg.losses import DiceCrossentropy
-from keras_microseg.training.adversarial import ADAM, Phase, Step
+from keras_microseg.training.phases import ADAM, Phase, Step
 from keras_microseg.training.schedules import OptimizerSettings
 
 DIRECTIONS = ("labels", "images")

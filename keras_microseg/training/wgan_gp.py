@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_microseg import backend
 from keras_microseg.checks import check_choice, check_number
-from keras_microseg.training.adversarial import ImagePool, Phase, Step
+from keras_microseg.training.phases import ImagePool, Phase, Step
 from keras_microseg.training.schedules import OptimizerSettings
 
 OPTIMIZER = OptimizerSettings("adam", 2e-4, schedule="constant", options={"beta_1": 0.5, "beta_2": 0.9})
