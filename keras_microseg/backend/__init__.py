@@ -85,7 +85,7 @@ _PORT = (
     "value_and_grad",
 )
 
-__all__ = ["PREFERENCE", "installed", "select", *_PORT]
+__all__ = ["PREFERENCE", "installed", "seed_everything", "select", *_PORT]
 
 
 def installed() -> list[str]:
@@ -124,6 +124,20 @@ def select() -> str:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logger.info("Backend: %s (%s).", name, reason)
     return name
+
+
+def seed_everything(seed: int) -> None:
+    """`keras.utils.set_random_seed`, which would load TensorFlow on any backend to seed it (2 CPU s, 300 MB)."""
+    import keras
+
+    is_kept_out = keras.config.backend() != "tensorflow" and "tensorflow" not in sys.modules
+    if is_kept_out:
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]  # an import fails, as where it is not installed
+    try:
+        keras.utils.set_random_seed(seed)
+    finally:
+        if is_kept_out:
+            del sys.modules["tensorflow"]
 
 
 def __getattr__(name: str) -> Any:

@@ -352,7 +352,7 @@ def _fit_pixels(training, class_list, settings, out, facts, resume, progress):
         size=(settings.tile,) * 2,
         contrast=CONTRAST,
     )
-    keras.utils.set_random_seed(settings.seed)
+    backend.seed_everything(settings.seed)
     outputs = [class_list.names[0]] if size == 2 else [*class_list.names, "background"]
     model = models.unet(
         (None, None, 2), num_outputs=len(outputs), filters=tuple(settings.filters * 2**level for level in range(4)),

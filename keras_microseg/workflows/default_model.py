@@ -84,7 +84,7 @@ def train_default(out: str | os.PathLike, *, resume: bool = False, **settings: A
     validation = SimulatedMicrographs(
         max(1, chosen.steps_per_epoch // 10), chosen.batch_size, validation_seed, fixed=True, **options
     )
-    keras.utils.set_random_seed(start_seed % 2**31)
+    backend.seed_everything(start_seed % 2**31)
     if any(name.startswith("flow") for name in chosen.outputs):
         network = unet(num_outputs=len(chosen.outputs), filters=chosen.filters, activation=None)
         activation = MapsActivation(chosen.outputs, dtype="float32", name="activation")

@@ -205,7 +205,6 @@ def train(
     from keras_microseg import backend
 
     backend.select()
-    import keras
 
     from keras_microseg import losses
     from keras_microseg.data.augment import FrameAugmentSettings
@@ -237,7 +236,7 @@ def train(
         "weigh_valid": settings.weigh_valid,
     }
     amount = (store, settings.steps_per_epoch, settings.batch_size, seeds[0])
-    keras.utils.set_random_seed(seeds[1] % 2**31)
+    backend.seed_everything(seeds[1] % 2**31)
     if settings.kind == "delta_net":
         model = networks.delta_net(network)
         pairs = FramePairs(*amount, partners=settings.partners, balance=settings.balance, **options)

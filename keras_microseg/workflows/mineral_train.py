@@ -85,7 +85,6 @@ def train(
     from keras_microseg import backend
 
     backend.select()
-    import keras
 
     from keras_microseg import losses
     from keras_microseg.data.augment import AugmentSettings
@@ -113,7 +112,7 @@ def train(
             False, 1.0, False, 0.0, 0.0, 0.0, 0.0, 0.0),
     )  # fmt: skip
     channels = 1 if settings.channels == "grey" else training[0].image.shape[-1]
-    keras.utils.set_random_seed(seeds[1] % 2**31)
+    backend.seed_everything(seeds[1] % 2**31)
     model = class_map_network(
         settings.architecture, len(names), channels=channels, backbone=settings.backbone, filters=settings.filters,
         dropout=settings.dropout, encoder_weights=settings.encoder_weights, input_size=settings.tile,

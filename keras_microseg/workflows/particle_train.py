@@ -163,7 +163,6 @@ def train_particles(
     from keras_microseg import backend
 
     backend.select()
-    import keras
 
     from keras_microseg.data.boxes import CONTRAST, DetectionTiles
     from keras_microseg.inference.detector_scores import DetectorScores
@@ -193,7 +192,7 @@ def train_particles(
     changes["min_score"] = 0.05  # of what the network reports; the threshold for results is chosen afterwards
     changes |= settings.changes
 
-    keras.utils.set_random_seed(int(seeds[2]))
+    backend.seed_everything(int(seeds[2]))
     precision = "mixed_bfloat16" if settings.mixed_precision else None
     if settings.weights is None:
         model = mask_rcnn(settings.network, dtype=precision, **changes)

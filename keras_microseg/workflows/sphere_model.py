@@ -68,7 +68,6 @@ def train_spheres(out: str | os.PathLike, *, resume: bool = False, **settings: A
     from keras_microseg import backend
 
     backend.select()
-    import keras
     import numpy as np
 
     from keras_microseg.data.volumes import SimulatedPhantoms
@@ -85,7 +84,7 @@ def train_spheres(out: str | os.PathLike, *, resume: bool = False, **settings: A
     validation = SimulatedPhantoms(
         max(1, chosen.steps_per_epoch // 10), chosen.batch_size, validation_seed, fixed=True, **options
     )
-    keras.utils.set_random_seed(start_seed % 2**31)
+    backend.seed_everything(start_seed % 2**31)
     model = unet3d("default", num_outputs=len(chosen.outputs), name="spheres3d")
     low, high = chosen.diameter
     lower, upper = chosen.normalization

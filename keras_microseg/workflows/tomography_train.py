@@ -188,9 +188,7 @@ class VolumeTraining:
 
     def build(self, workers: int = 1) -> dict[str, Any]:
         """Arguments of `training.supervised.train`: model, data, loss, ..."""
-        import keras
-
-        from keras_microseg import losses
+        from keras_microseg import backend, losses
         from keras_microseg.data.augment_volumes import VolumeAugmentSettings
         from keras_microseg.data.volumes import VolumePatches
         from keras_microseg.metrics.tracked import ForegroundDice
@@ -212,7 +210,7 @@ class VolumeTraining:
         if self.validation:
             count = max(1, s.steps_per_epoch // 5)
             validation = VolumePatches(self.validation, count, batch, seeds[1], fixed=True, **options)
-        keras.utils.set_random_seed(seeds[2] % 2**31)
+        backend.seed_everything(seeds[2] % 2**31)
         maps = {
             "num_outputs": len(self.outputs),
             "output_activation": "softmax" if self.num_classes else "sigmoid",

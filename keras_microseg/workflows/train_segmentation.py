@@ -133,7 +133,6 @@ def train(
     from keras_microseg import backend
 
     backend.select()
-    import keras
 
     from keras_microseg import losses, models
     from keras_microseg.data.datasets import LabelledImages
@@ -159,7 +158,7 @@ def train(
         count = min(_VALIDATION_STEPS, max(1, steps // 4))
         validation_data = LabelledImages(held, count, chosen.batch_size, int(seeds[1]), fixed=True, **options)
 
-    keras.utils.set_random_seed(int(seeds[2]))
+    backend.seed_everything(int(seeds[2]))
     if chosen.architecture == "unet":
         widths = tuple(chosen.filters * 2**level for level in range(5))
         model = models.unet(num_outputs=len(OUTPUTS), filters=widths)

@@ -158,3 +158,22 @@ def test_selecting_prefers_jax_and_loads_nothing():
     chosen, first = result.stdout.splitlines()[0].split()
     assert chosen == first
     assert result.stdout.splitlines()[1] == "[]"
+
+
+def test_seeding_leaves_other_frameworks_out():
+    """As `keras.utils.set_random_seed`, but TensorFlow is loaded only where it computes."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    code = (
+        "import random, sys; from keras_microseg import backend; backend.select(); import keras, numpy as np\n"
+        "def draw(): return random.random(), float(np.random.rand()), float(keras.random.uniform(()))\n"
+        "backend.seed_everything(3); mine = draw(); loaded = 'tensorflow' in sys.modules\n"
+        "assert loaded == (keras.config.backend() == 'tensorflow'), loaded\n"
+        "keras.utils.set_random_seed(3); assert mine == draw(), mine\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, encoding="utf-8", timeout=300
+    )
+    assert run.returncode == 0, run.stderr
