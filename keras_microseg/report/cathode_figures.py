@@ -94,6 +94,7 @@ def degree_figure(table: pd.DataFrame) -> Figure:
     figure, axes = _figure()
     counts = np.bincount(table["coordination_number"].to_numpy(int)) if len(table) else np.zeros(1)
     axes.bar(np.arange(len(counts)), counts, color=ACCENT, alpha=0.8, width=0.85)
+    axes.margins(y=0.14)  # room for the mean's number
     mean = float(table["coordination_number"].mean()) if len(table) else 0.0
     axes.axvline(mean, color=SECOND, linewidth=1.3, linestyle=(0, (4, 3)))
     axes.annotate(f" mean {mean:.2f}", (mean, 0.95), xycoords=("data", "axes fraction"), color=INK, fontsize=9)
