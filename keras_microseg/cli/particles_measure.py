@@ -81,7 +81,7 @@ def link(
         str,
         typer.Argument(
             help="Folder of label images, a volume of labels that count anew in every slice, or a folder that holds "
-            "such volumes of two or three views (labels_z, labels_y, labels_x).",
+            "such volumes or folders of two or three views (labels_z or z, ...).",
             metavar="DETECTIONS",
         ),
     ],

@@ -223,6 +223,7 @@ def run(
     """The whole path: stack, mask, train, predict, label, measure, report (what is not needed is left out)."""
     from keras_microseg.segmentation.pseudo_labels import MaskSettings
     from keras_microseg.workflows import tomography as work
+    from keras_microseg.workflows.steps import read_json
 
     use_backend(backend)
     parts: dict[str, dict[str, Any]] = {
@@ -248,7 +249,9 @@ def run(
     )  # fmt: skip
     with show_progress() as progress:
         work.run(settings, out, resume=resume, overwrite=overwrite, progress=progress)
-    typer.echo(f"Objects: {out / 'tables' / 'particles.csv'}\nReport: {out / 'report.html'}")
+    for name, value in work.result_rows(read_json(out / "tables" / "volume.json")).items():
+        typer.echo(f"{name}: {value}")
+    typer.echo(f"Table: {out / 'tables' / 'particles.csv'}\nReport: {out / 'report.html'}")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

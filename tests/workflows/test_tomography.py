@@ -233,8 +233,9 @@ def test_start_script_reads_old_and_new_names():
 
 def test_a_volume_without_objects_gets_a_report(data, tmp_path):
     np.save(tmp_path / "empty.npy", np.random.default_rng(0).normal(100, 1, (32, 32, 32)).astype(np.float32))
-    chosen = TomographySettings(str(tmp_path / "empty.npy"), voxel_size="1um", diameter=16.0, min_size=32**3 + 1)
-    folder = run(chosen, tmp_path / "out")
-    assert json.loads((folder.path / "tables" / "volume.json").read_text())["particles"] == 0
-    page = (folder.path / "report.html").read_text(encoding="utf-8")
+    options = ["--voxel-size", "1um", "--diameter", "16", "--min-size", str(32**3 + 1), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, ["volume", "run", str(tmp_path / "empty.npy"), *options])
+    assert done.exit_code == 0 and "Objects: 0" in done.output, done.output
+    assert json.loads((tmp_path / "out" / "tables" / "volume.json").read_text())["particles"] == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Nothing was found" in page and "--diameter" in page
