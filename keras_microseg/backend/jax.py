@@ -24,6 +24,7 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras_microseg.checks import UserError, check_choice, check_number
 
 logger = logging.getLogger(__name__)
+logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)  # its notes tell of accelerators that are not there
 
 COPIES_LAYOUT = False
 fused_batch_norm = None
