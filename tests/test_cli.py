@@ -287,3 +287,8 @@ def test_misspelt_settings_are_guessed():
     with pytest.raises(UserError, match="There are epochs, tile"):
         check_names(["zzz"], ["epochs", "tile"])
     check_names(["tile"], ["epochs", "tile"])
+
+
+def test_training_data_that_are_not_there(tmp_path):
+    result = call("particles", "train", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "does not exist" in result.output and not (tmp_path / "out").exists()

@@ -29,6 +29,10 @@ def load_data(settings: ParticleTrainSettings) -> tuple[list[Any], tuple[str, ..
     from keras_microseg.data.boxes import load_objects, object_image_from_labels, read_channels
 
     folder, source = Path(settings.data), settings.annotations
+    if not folder.is_dir():
+        raise FileError(
+            folder, "is no folder, or does not exist.", "Name the folder of the images and their annotations."
+        )
     images = folder / "images" if (folder / "images").is_dir() else folder
     if source is None:
         has_labels = any((folder / name).is_dir() for name in ("labels", "masks"))
