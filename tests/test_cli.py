@@ -220,6 +220,7 @@ class TestProgress:
         assert capsys.readouterr().err == ""
 
 
+@pytest.mark.network
 class TestWrongModel:
     """A model of another task is refused by name, before anything is written."""
 
@@ -249,6 +250,7 @@ class TestWrongModel:
 
 
 class TestWrongVolumes:
+    @pytest.mark.network
     def test_one_slice_is_no_volume(self, tmp_path):
         np.save(tmp_path / "one.npy", np.zeros((1, 32, 32), np.uint8))
         result = call("volume", "run", tmp_path / "one.npy", "--out", tmp_path / "out")
@@ -289,6 +291,7 @@ def test_misspelt_settings_are_guessed():
     check_names(["tile"], ["epochs", "tile"])
 
 
+@pytest.mark.network
 def test_training_data_that_are_not_there(tmp_path):
     result = call("particles", "train", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert result.exit_code == 1 and "does not exist" in result.output and not (tmp_path / "out").exists()
