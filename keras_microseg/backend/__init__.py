@@ -114,7 +114,8 @@ def select() -> str:
         if not available:
             raise UserError(
                 "No backend is installed, and networks need one. Install it with: "
-                'pip install "keras_microseg[jax]" (or [torch], [tensorflow]). `segment --method classical` works without one.'
+                'pip install "keras_microseg[jax]" (or [torch], [tensorflow]). '
+                "`segment --method classical` works without one."
             )
         name, reason = available[0], f"first installed of {', '.join(PREFERENCE)}"
     if importlib.util.find_spec("keras") is None:
