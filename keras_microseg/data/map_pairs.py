@@ -23,7 +23,7 @@ from keras_microseg.data.map_tiles import TEST, TRAIN, VALIDATION
 from keras_microseg.image import PixelSize
 from keras_microseg.io.annotations.splits import cut_blocks, split_images
 from keras_microseg.io.pairing import pair_files
-from keras_microseg.io.palettes import IGNORE, Mineral, Palette, read_mineral_map, read_palette
+from keras_microseg.io.palettes import IGNORE, Mineral, Palette, read_groups, read_mineral_map, read_palette
 
 log = logging.getLogger(__name__)
 
@@ -290,6 +290,29 @@ def split_pairs(
             out += [dataclasses.replace(pair, part=part, window=window) for part, window in windows.items()]
         return out
     return [dataclasses.replace(pair, part=TRAIN) for pair in pairs]
+
+
+def open_pairs(
+    data: str | os.PathLike,
+    *,
+    palette: str | os.PathLike | None = None,
+    groups: str | os.PathLike | None = None,
+    names: Sequence[str] = (),
+    split: str = "given",
+    **options: Any,
+) -> tuple[list[MapPair], ClassTable]:
+    """What a folder holds, split, and its classes.
+
+    Args:
+        data: the folder, see `find_map_pairs`.
+        palette, names: see `find_classes`.
+        groups: JSON file of merged classes, see `io.palettes.read_groups`.
+        split, options: see `split_pairs`.
+    """
+    pairs = find_map_pairs(data)
+    merged = None if groups is None else read_groups(groups)
+    table = find_classes(data, pairs, palette=palette, groups=merged, names=names)
+    return split_pairs(pairs, split, **options), table
 
 
 def count_classes(images: Sequence[MapImage], num_classes: int) -> np.ndarray:

@@ -11,12 +11,12 @@ arXiv:2006.12230).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 
 from keras_microseg import layers
 from keras_microseg.checks import UserError, check_number
+from keras_microseg.models.unet import conv_norm_relu, double_conv, u_path
 
 
 def two_branch(
@@ -52,7 +52,7 @@ def two_branch(
     image_checked = layers.RequireMultiple(reduction * 2 ** (len(widths) - 1), name="size")(image)
     fine = image_checked
     for part in range(depth):
-        fine = _conv(fine, fine_width, f"fine{part}")
+        fine = conv_norm_relu(fine, fine_width, f"fine{part}")
     # means keep the grey value of a grain and lose its noise; the fine branch hands its texture on as well
     x = keras.layers.Concatenate(name="reduced")(
         [
@@ -60,28 +60,10 @@ def two_branch(
             for part, tensor in (("image", image_checked), ("fine", fine))
         ]
     )
-    skips = []
-    for level, width in enumerate(widths[:-1]):
-        x = _double(x, width, f"down{level}")
-        skips.append(x)
-        x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
-    x = _double(x, widths[-1], "bottom")
-    for level in reversed(range(len(skips))):
-        x = layers.UpSampling2D(2, name=f"up{level}_upsample")(x)
-        x = keras.layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
-        x = _double(x, widths[level], f"up{level}")
+    x = u_path(x, widths)
     x = layers.UpSampling2D(reduction, name="context")(x)
     x = keras.layers.Concatenate(name="both")([x, fine])
-    x = _double(x, fine_width, "joined")
+    x = double_conv(x, fine_width, "joined")
     activation = activation or ("sigmoid" if num_outputs == 1 else "softmax")
     maps = layers.Conv2D(num_outputs, 1, activation=activation, dtype="float32", name="maps")(x)
     return keras.Model(image, maps, name=name)
-
-
-def _conv(x: Any, width: int, name: str) -> Any:
-    x = layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(x)
-    return keras.layers.ReLU(name=f"{name}_relu")(layers.BatchNorm(name=f"{name}_norm")(x))
-
-
-def _double(x: Any, width: int, name: str) -> Any:
-    return _conv(_conv(x, width, f"{name}_a"), width, f"{name}_b")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
@@ -38,28 +39,46 @@ def unet(
     """
     check_levels(deep_supervision, max(len(filters) - 2, 0))
     inputs = keras.Input(input_shape, name="image")
-    x = inputs
-    skips, coarser = [], []
-    for level, width in enumerate(filters[:-1]):
-        x = _double_conv(x, width, f"down{level}")
-        skips.append(x)
-        x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
-    x = _double_conv(x, filters[-1], "bottom")
-    for level in reversed(range(len(skips))):
-        x = layers.UpSampling2D(2, name=f"up{level}_upsample")(x)
-        x = keras.layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
-        x = _double_conv(x, filters[level], f"up{level}")
+    coarser: list[Any] = []
+
+    def supervise(level: int, features: Any) -> None:
         if 0 < level <= deep_supervision:
-            coarser.insert(0, coarse_maps(x, num_outputs, activation, level))
+            coarser.insert(0, coarse_maps(features, num_outputs, activation, level))
+
+    x = u_path(inputs, filters, supervise)
     outputs = layers.Conv2D(num_outputs, 1, activation=activation, dtype="float32", name="maps")(x)
     return keras.Model(inputs, join_maps(outputs, coarser), name=name)
 
 
-def _double_conv(x, width: int, name: str):
-    for part in ("a", "b"):
-        x = layers.Conv2D(
-            width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_{part}"
-        )(x)
-        x = layers.BatchNorm(name=f"{name}_{part}_norm")(x)
-        x = keras.layers.ReLU(name=f"{name}_{part}_relu")(x)
+def u_path(x: Any, filters: Sequence[int], each: Callable[[int, Any], None] | None = None) -> Any:
+    """Down by pooling and up again with skips: features (B, H, W, filters[0]).
+
+    Args:
+        x: (B, H, W, C); H and W divisible by `2 ** (len(filters) - 1)`.
+        filters: channels of the levels.
+        each: told `(level, features)` of every level on the way up; level 0 is the finest.
+    """
+    skips = []
+    for level, width in enumerate(filters[:-1]):
+        x = double_conv(x, width, f"down{level}")
+        skips.append(x)
+        x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
+    x = double_conv(x, filters[-1], "bottom")
+    for level in reversed(range(len(skips))):
+        x = layers.UpSampling2D(2, name=f"up{level}_upsample")(x)
+        x = keras.layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
+        x = double_conv(x, filters[level], f"up{level}")
+        if each is not None:
+            each(level, x)
     return x
+
+
+def conv_norm_relu(x: Any, width: int, name: str) -> Any:
+    """3 x 3 convolution, batch normalization, ReLU."""
+    x = layers.Conv2D(width, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(x)
+    return keras.layers.ReLU(name=f"{name}_relu")(layers.BatchNorm(name=f"{name}_norm")(x))
+
+
+def double_conv(x: Any, width: int, name: str) -> Any:
+    """`conv_norm_relu` twice."""
+    return conv_norm_relu(conv_norm_relu(x, width, f"{name}_a"), width, f"{name}_b")

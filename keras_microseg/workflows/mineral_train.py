@@ -201,16 +201,10 @@ def read_data(settings: TrainSettings) -> tuple[list[Any], list[Any], Any]:
 def read_pairs(settings: TrainSettings, *, but: str | None = None) -> tuple[list[Any], Any]:
     """(images of all parts except `but`, `ClassTable`) as the settings say."""
     from keras_microseg.data import map_pairs
-    from keras_microseg.io.palettes import read_groups
 
-    pairs = map_pairs.find_map_pairs(settings.data)
-    groups = None if settings.groups is None else read_groups(settings.groups)
-    table = map_pairs.find_classes(
-        settings.data, pairs, palette=settings.palette, groups=groups, names=settings.classes
-    )
-    pairs = map_pairs.split_pairs(
-        pairs, settings.split, validation=settings.validation, hold=settings.hold, guard=settings.guard,
-        seed=settings.seed,
+    pairs, table = map_pairs.open_pairs(
+        settings.data, palette=settings.palette, groups=settings.groups, names=settings.classes, split=settings.split,
+        validation=settings.validation, hold=settings.hold, guard=settings.guard, seed=settings.seed,
     )  # fmt: skip
     if settings.soft and all(pair.soft is None for pair in pairs):
         raise UserError("`soft` needs shares of classes. Cut the tiles with `mineral tiles --soft`.")

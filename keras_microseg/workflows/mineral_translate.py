@@ -81,16 +81,10 @@ def train(
 def read_parts(settings: TranslateSettings) -> tuple[dict[str, list[Any]], Any, dict[str, Any]]:
     """Images by part, their `ClassTable`, and the rule of grey values."""
     from keras_microseg.data import map_pairs
-    from keras_microseg.io.palettes import read_groups
 
-    pairs = map_pairs.find_map_pairs(settings.data)
-    groups = None if settings.groups is None else read_groups(settings.groups)
-    table = map_pairs.find_classes(
-        settings.data, pairs, palette=settings.palette, groups=groups, names=settings.classes
-    )
-    pairs = map_pairs.split_pairs(
-        pairs, settings.split, validation=settings.validation, hold=settings.hold, guard=settings.guard,
-        seed=settings.seed,
+    pairs, table = map_pairs.open_pairs(
+        settings.data, palette=settings.palette, groups=settings.groups, names=settings.classes, split=settings.split,
+        validation=settings.validation, hold=settings.hold, guard=settings.guard, seed=settings.seed,
     )  # fmt: skip
     images = [map_pairs.read_pair(dataclasses.replace(pair, soft=None), table) for pair in pairs]
     parts = {part: [i for i in images if i.pair.part == part] for part in (TRAIN, VALIDATION, TEST)}

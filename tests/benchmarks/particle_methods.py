@@ -12,6 +12,7 @@ from random weights for `--minutes` with `--preset`. Real images come from MICRO
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--preset", default="light")
     parser.add_argument("--set", action="append", default=[], dest="changes", help="name=value of the training")
     parser.add_argument("--model", type=Path, help="a trained detector, instead of training")
+    parser.add_argument("--min-score", type=float, help="score from which the detector reports; default: the model's")
     parser.add_argument("--out", type=Path, default=Path("particle_methods"))
     parser.add_argument("--methods", default="watershed,unet,mask_rcnn")
     parser.add_argument("--seed", type=int, default=0)
@@ -53,7 +55,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
     rows = []
     for method in arguments.methods.split(","):
-        row = score(method, held, model, strata)
+        row = score(method, held, model, strata, arguments.min_score)
         if row is not None:
             rows.append(row)
             print(json.dumps(row), flush=True)
@@ -116,10 +118,14 @@ def make_settings(arguments: argparse.Namespace, out: Path):
     return settings, held, strata
 
 
-def score(method: str, held: list, model: Path | None, strata: dict) -> dict | None:
+def score(method: str, held: list, model: Path | None, strata: dict, min_score: float | None = None) -> dict | None:
     from keras_microseg.workflows.particle_evaluate import compare_labels, score_compared, score_strata
 
-    run = {"watershed": watershed, "unet": shipped_unet, "mask_rcnn": mask_rcnn}[method](model)
+    run = {
+        "watershed": watershed,
+        "unet": shipped_unet,
+        "mask_rcnn": functools.partial(mask_rcnn, min_score=min_score),
+    }[method](model)
     if run is None:
         return None
     run(held[0].image)  # compile
@@ -173,13 +179,13 @@ def shipped_unet(model: Path | None):
     return run
 
 
-def mask_rcnn(model: Path | None):
+def mask_rcnn(model: Path | None, min_score: float | None = None):
     if model is None:
         return None
     from keras_microseg.inference.instances import InstancePredictor
 
     predictor = InstancePredictor(model)
-    scale, least = float(predictor.card.get("scale", 1.0)), float(predictor.card.get("min_score", 0.5))
+    scale, least = float(predictor.card.get("scale", 1.0)), min_score or float(predictor.card.get("min_score", 0.5))
 
     def run(image):
         found = predictor(image, min_score=least, scale=scale, stretched=True)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 keras = pytest.importorskip("keras")
 from keras_microseg.checks import FileError, UserError  # noqa: E402
@@ -95,3 +96,30 @@ def test_files_are_paired_by_name(tmp_path):
         LabelledImages(pairs[1:], 1, 1, seed=0, size=(32, 32))[0]
     with pytest.raises(UserError, match="images/"):
         pair_files(tmp_path / "images")
+
+
+@pytest.mark.parametrize("outside", [None, 0.25])
+@pytest.mark.parametrize("zoom", [0.5, 1.7])
+def test_a_crop_is_what_the_whole_image_gives(outside, zoom):
+    """Only a window of the image is worked on; in a corner, where the crop leaves the image, nothing shows that."""
+    rng = np.random.default_rng(3)
+    image = rng.random((150, 130), dtype=np.float32)
+    labels = rng.integers(0, 9, image.shape)
+    settings = AugmentSettings(flips=False, zoom=1.0, rotate=True, contrast=0, gamma=0, noise=0, blur=0)
+    for seed in range(8):
+        made = crop_pair(np.random.default_rng(seed), image, labels, (64, 48), settings, scale=zoom, outside=outside)
+        draws = np.random.default_rng(seed)
+        draws.uniform(-1, 1)
+        angle = draws.uniform(0, 2 * np.pi)
+        centre = [
+            (n - max(n - size / zoom, 0)) / 2 + draws.uniform(0, max(n - size / zoom, 0)) - 0.5
+            for n, size in zip(image.shape, (64, 48), strict=True)
+        ]
+        y, x = np.mgrid[:64, :48] - np.array([31.5, 23.5])[:, None, None]
+        cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
+        grid = [centre[0] + cos * y - sin * x, centre[1] + sin * y + cos * x]
+        whole = ndimage.gaussian_filter(image, 0.4 / zoom) if zoom < 0.8 else image
+        beyond = {"mode": "mirror"} if outside is None else {"mode": "constant", "cval": outside}
+        np.testing.assert_allclose(made[0], ndimage.map_coordinates(whole, grid, order=1, **beyond), atol=1e-5)
+        beyond = {"mode": "mirror"} if outside is None else {"mode": "constant", "cval": 0}
+        assert (made[1] == ndimage.map_coordinates(labels, grid, order=0, **beyond)).mean() > 0.999

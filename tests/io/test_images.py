@@ -479,3 +479,16 @@ def test_the_fourth_channel_is_alpha_only_where_it_is(tmp_path):
     np.testing.assert_allclose(read_grey(open_image(tmp_path / "c.png")), rgba[..., :3].mean(-1), rtol=1e-6)
     np.save(tmp_path / "d.npy", rgba[..., :3])
     assert read_grey(open_image(tmp_path / "d.npy"), (slice(3, 9), slice(1, 3))).shape == (6, 2)
+
+
+def test_tiff_with_a_tifffile_that_tells_no_axes_of_length_one(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 3, 17, 21), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, metadata={"axes": "TZYX"})
+    tifffile.imwrite(tmp_path / "b.tif", pixels[0, 0], compression="zlib")
+    for name in ("get_shape", "get_axes"):
+        monkeypatch.delattr(tifffile.TiffPageSeries, name, raising=False)
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "a.tif").data).squeeze(), pixels[0])
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "b.tif").data), pixels[0, 0])
+    (tmp_path / "b.tif").write_bytes((tmp_path / "b.tif").read_bytes()[:150])
+    with pytest.raises(FileError):
+        open_image(tmp_path / "b.tif")
